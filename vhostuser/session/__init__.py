@@ -1,1 +1,4 @@
-"""To be described by its first module."""
+"""The rules of a vhost-user conversation, as pure state: no sockets, no Trio, no memory, no rings.
+
+``backend`` is the back-end's side of one connection; ``vrings`` has the rules that concern a single ring.
+"""

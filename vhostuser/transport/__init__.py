@@ -1,1 +1,1 @@
-"""To be described by its first module."""
+"""Frames and descriptors over UNIX sockets, and the ways in which such a socket comes to be."""

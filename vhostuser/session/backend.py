@@ -1,0 +1,300 @@
+"""The back-end's side of one vhost-user connection: what may be asked now, and what is answered.
+
+Must not know: sockets, Trio, guest memory, rings, or how any request is carried out.
+
+How: for each message the runtime asks :meth:`BackendSession.admit`, which applies the gates of the request's
+row and the rules below; then it carries the request out; then :meth:`BackendSession.answer` turns the outcome
+into a frame or into silence. State changes in ``answer`` alone, and only for an outcome of :class:`Done`:
+what failed has changed nothing. Requests come one at a time and in order.
+
+Theory. There is no automaton here. A session is a store of two acknowledged feature words and of two bits for
+each ring, and every rule reads those.
+
+1. Acknowledged bits decide, never asked ones: a front-end may set features without getting them first
+   (cloud-hypervisor does after a restore). What an acknowledged word holds was offered.
+2. PROTOCOL_FEATURES has to be *offered* for the protocol feature requests; nobody has to acknowledge it.
+3. SET_VRING_ENABLE is illegal once features were set without PROTOCOL_FEATURES, because every ring is then
+   enabled for good. QEMU sends it before it sets any features, which is legal here.
+4. NEED_REPLY counts where REPLY_ACK is acknowledged. SET_PROTOCOL_FEATURES is judged by the bits it brings.
+5. A request with a reply of its own always gets one, so that nobody waits for ever; refused, mostly an empty
+   one.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhostuser.errors import (
+    FdError,
+    FramingError,
+    LocalProtocolError,
+    NotNegotiatedError,
+    PayloadError,
+    StateError,
+    UnsupportedRequestError,
+)
+from vhostuser.session.vrings import MAX_VRING_NUM, VringStatus, check_vring_values, vring_index
+from vhostuser.wire.codec import encode_ack, encode_refusal, encode_reply
+from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.messages import U64, MemoryTable, Message, Payload, SingleRegion
+from vhostuser.wire.requests import FrontendRequest, LegalState, Reply, RequestSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vhostuser.fds import FdBundle
+    from vhostuser.wire.frames import Frame
+
+_R = FrontendRequest
+_MTU_RANGE = range(68, 65536)  # RFC 791's smallest; the largest length field of an IP packet
+_MAX_STATUS = 0xFF
+_INBAND_NEEDS = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What this back-end offers to a front-end.
+
+    Attributes:
+        virtio_features: The word that GET_FEATURES tells.
+        protocol_features: The word that GET_PROTOCOL_FEATURES tells.
+        vrings: How many rings the device has.
+        max_vring_num: Largest ring that is accepted, in descriptors.
+    """
+
+    virtio_features: int
+    protocol_features: ProtocolFeature
+    vrings: int
+    max_vring_num: int = MAX_VRING_NUM
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request was carried out.
+
+    Attributes:
+        body: Payload of its own reply, where it has one.
+        fds: Descriptors of that reply; a bundle changes its owner, numbers are lent.
+    """
+
+    body: Payload | None = None
+    fds: FdBundle | Iterable[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request was refused, or could not be carried out."""
+
+    error: Exception
+
+
+Outcome = Done | Failed
+
+
+class BackendSession:
+    """The state of one connection, as the requests so far have made it.
+
+    Attributes:
+        offer: What was offered; fixed.
+        features: The acknowledged virtio feature word; 0 at first.
+        protocol_features: The acknowledged protocol features; none at first.
+        vrings: The state bits of each ring.
+    """
+
+    def __init__(self, offer: Offer) -> None:
+        self.offer = offer
+        self.features = 0
+        self.protocol_features = ProtocolFeature(0)
+        self.vrings = [VringStatus() for _ in range(offer.vrings)]
+        self._features_came = False
+
+    @property
+    def suspended(self) -> bool:
+        """Whether all rings are stopped."""
+        return not any(vring.started for vring in self.vrings)
+
+    def admit(self, message: Message) -> None:
+        """Judge whether a message may be carried out now. Changes nothing.
+
+        Raises:
+            UnsupportedRequestError: The request is unknown, or the back-end does not offer what it belongs
+                to.
+            NotNegotiatedError: The feature that it belongs to is not acknowledged.
+            PayloadError: A value is illegal.
+            FdError: A descriptor is missing.
+            StateError: It is legal, though not now.
+            FramingError: The connection has to close.
+        """
+        if message.spec is None:
+            raise UnsupportedRequestError(f"request {message.request} is unknown")
+        self._check_gates(message.spec)
+        self._check_vring(message.spec, message.payload)
+        self._check_values(message)
+
+    def answer(self, message: Message, outcome: Outcome) -> Frame | None:
+        """Decide what is sent back, and take over the state that a request which was done has set.
+
+        Args:
+            message: What was asked; one that the codec refused comes from ``codec.undecoded``.
+            outcome: How it went; ``Failed`` for what :meth:`admit` or the codec refused, too.
+
+        Returns:
+            The reply, or None where nothing is sent.
+
+        Raises:
+            Exception: The error of an outcome after which the connection has to close (FramingError).
+            LocalProtocolError: The outcome's body or descriptors are not what the reply has.
+        """
+        if isinstance(outcome, Failed):
+            if isinstance(outcome.error, FramingError):
+                raise outcome.error
+            return self._refuse(message)
+        reply = self._acknowledge(message, outcome)
+        self._commit(message)
+        return reply
+
+    # -- gates ----------------------------------------------------------------------------------------------
+
+    def _check_gates(self, spec: RequestSpec) -> None:
+        virtio_gate = spec.virtio_gate or VhostFeature(0)
+        if virtio_gate & ~self.offer.virtio_features:
+            raise UnsupportedRequestError(f"{spec.name}: {virtio_gate.name} is not offered")
+        gate = spec.gate or ProtocolFeature(0)
+        if missing := gate & ~self.offer.protocol_features:
+            raise UnsupportedRequestError(f"{spec.name}: {missing.name} is not offered")
+        if missing := gate & ~self.protocol_features:
+            raise NotNegotiatedError(f"{spec.name}: {missing.name} is not acknowledged")
+        if spec.number is _R.SET_VRING_ENABLE and not self._enable_is_legal():
+            raise NotNegotiatedError("SET_VRING_ENABLE: PROTOCOL_FEATURES is not acknowledged")
+        if spec.state is LegalState.ALL_RINGS_STOPPED and not self.suspended:
+            started = [index for index, vring in enumerate(self.vrings) if vring.started]
+            raise StateError(f"{spec.name}: vrings {started} are started")
+
+    def _enable_is_legal(self) -> bool:
+        return not self._features_came or bool(self.features & VhostFeature.PROTOCOL_FEATURES)
+
+    def _check_vring(self, spec: RequestSpec, payload: object) -> None:
+        index = vring_index(payload)
+        if index is None:
+            return
+        if index >= len(self.vrings):
+            raise PayloadError(f"{spec.name}: vring {index} does not exist, there are {len(self.vrings)}")
+        if spec.state is LegalState.RING_STOPPED and self.vrings[index].started:
+            raise StateError(f"{spec.name}: vring {index} is started")
+
+    # -- values ---------------------------------------------------------------------------------------------
+
+    def _check_values(self, message: Message) -> None:
+        match message.request, message.payload:
+            case _R.SET_FEATURES, U64(word):
+                self._check_features(word)
+            case _R.SET_PROTOCOL_FEATURES, U64(word):
+                self._check_protocol_features(word)
+            case _R.SET_STATUS, U64(status) if status > _MAX_STATUS:
+                raise PayloadError(f"SET_STATUS: {status:#x} is above {_MAX_STATUS:#x}")
+            case _R.NET_SET_MTU, U64(mtu) if mtu not in _MTU_RANGE:
+                raise PayloadError(f"NET_SET_MTU: {mtu} is not in {_MTU_RANGE.start}..{_MTU_RANGE.stop - 1}")
+            case _R.SEND_RARP, U64(word):
+                _check_rarp(word)
+            case _R.SET_LOG_BASE, _ if not len(message.fds):
+                raise FdError("SET_LOG_BASE: no descriptor, LOG_SHMFD is acknowledged")
+            case (_, MemoryTable() | SingleRegion() as payload):
+                self._check_regions(message.name, payload)
+            case (_, Payload() as payload):
+                packed = bool(self.features & VhostFeature.RING_PACKED)
+                check_vring_values(message.request, payload, packed, self.offer.max_vring_num)
+
+    def _check_features(self, word: int) -> None:
+        if unoffered := word & ~self.offer.virtio_features:
+            raise PayloadError(f"SET_FEATURES: bits {unoffered:#x} of {word:#x} are not offered")
+        changed = (word ^ self.features) & ~VhostFeature.LOG_ALL
+        if changed and not self.suspended:
+            raise StateError(f"SET_FEATURES: bits {changed:#x} cannot change while a vring is started")
+
+    def _check_protocol_features(self, word: int) -> None:
+        if unoffered := word & ~self.offer.protocol_features:
+            raise PayloadError(f"SET_PROTOCOL_FEATURES: bits {unoffered:#x} of {word:#x} are not offered")
+        features = ProtocolFeature(word)
+        if ProtocolFeature.INBAND_NOTIFICATIONS in features and _INBAND_NEEDS not in features:
+            # The specification asks to close the connection, not to refuse.
+            raise FramingError(
+                f"SET_PROTOCOL_FEATURES: {word:#x} has INBAND_NOTIFICATIONS without BACKEND_REQ and REPLY_ACK"
+            )
+
+    def _check_regions(self, name: str, payload: MemoryTable | SingleRegion) -> None:
+        regions = payload.regions if isinstance(payload, MemoryTable) else (payload.region,)
+        xen = ProtocolFeature.XEN_MMAP in self.protocol_features
+        if any((region.xen is not None) != xen for region in regions):
+            wanted = "has to have" if xen else "cannot have"
+            raise PayloadError(f"{name}: a region {wanted} the fields of XEN_MMAP")
+
+    # -- answers --------------------------------------------------------------------------------------------
+
+    def _refuse(self, message: Message) -> Frame | None:
+        spec = message.spec
+        if spec and self._has_own_reply(spec):
+            return encode_refusal(spec)
+        return encode_ack(message.request, 1) if self._wants_ack(message) else None
+
+    def _acknowledge(self, message: Message, done: Done) -> Frame | None:
+        spec = message.spec
+        if spec is None:
+            raise LocalProtocolError(f"{message.name}: an unknown request cannot be done")
+        if self._has_own_reply(spec) or (spec.reply is Reply.POSTCOPY and done.body is not None):
+            return encode_reply(spec, done.body, done.fds)
+        if done.body is not None:
+            raise LocalProtocolError(f"{spec.name}: body {done.body!r}, it has no reply of its own")
+        return encode_ack(spec, 0) if self._wants_ack(message) else None
+
+    def _has_own_reply(self, spec: RequestSpec) -> bool:
+        if spec.reply is Reply.GATED:
+            return spec.gate is not None and spec.gate in self.protocol_features
+        return spec.reply is Reply.ALWAYS
+
+    def _wants_ack(self, message: Message) -> bool:
+        acknowledged = self.protocol_features
+        if message.request == _R.SET_PROTOCOL_FEATURES and isinstance(message.payload, U64):
+            acknowledged = ProtocolFeature(message.payload.value)
+        return message.need_reply and ProtocolFeature.REPLY_ACK in acknowledged
+
+    # -- state ----------------------------------------------------------------------------------------------
+
+    def _commit(self, message: Message) -> None:
+        match message.request, message.payload:
+            case _R.SET_FEATURES, U64(word):
+                self._commit_features(word)
+            case _R.SET_PROTOCOL_FEATURES, U64(word):
+                self.protocol_features = ProtocolFeature(word)
+            case _R.RESET_OWNER | _R.RESET_DEVICE, _:
+                for vring in self.vrings:
+                    vring.started = vring.enabled = False
+            case _, payload if (index := vring_index(payload)) is not None:
+                self._commit_vring(message, self.vrings[index])
+
+    def _commit_features(self, word: int) -> None:
+        self.features = word
+        self._features_came = True
+        # With the bit, rings stay as they are: setting it again must never disable a ring that is running.
+        if not word & VhostFeature.PROTOCOL_FEATURES:
+            for vring in self.vrings:
+                vring.enabled = True
+
+    def _commit_vring(self, message: Message, vring: VringStatus) -> None:
+        match message.request:
+            case _R.SET_VRING_KICK | _R.VRING_KICK:
+                vring.started = True
+            case _R.GET_VRING_BASE | _R.GET_VRING_BASE_SKIP_DRAIN:
+                vring.started = False
+            case _R.SET_VRING_ENABLE:
+                vring.enabled = bool(getattr(message.payload, "num", 0))
+
+
+def _check_rarp(word: int) -> None:
+    address = word.to_bytes(8, sys.byteorder)
+    mac, rest = address[:6], address[6:]
+    if any(rest):
+        raise PayloadError(f"SEND_RARP: bytes {rest.hex()} follow the address {mac.hex(':')}")
+    if mac[0] & 1:
+        raise PayloadError(f"SEND_RARP: {mac.hex(':')} is a group address, no guest has one")

@@ -1,0 +1,227 @@
+"""A vhost-user connection as a stream of frames with their file descriptors.
+
+Must not know: what a request means, which descriptors it may carry, or who speaks first.
+
+How it works. The socket is read with exact sizes only: twelve bytes of header, then as many as the header
+announces. The kernel joins what the peer sent apart; a larger read could return two messages along with the
+descriptors of the second, and nothing would tell whose they are. With exact reads every descriptor arrives
+with a byte of its own message.
+
+Descriptors are taken on header bytes, in one block. On payload bytes, in a second block, or cut by the kernel
+(``MSG_CTRUNC``), they are closed and the stream counts as broken. All of them have an owner before the next
+``await``: Trio's ``recvmsg`` is atomic with regard to cancellation, so nothing gets lost between the kernel
+and the channel.
+
+Waiting for the first byte of a message has no time limit, everything after it has one. A stream that was
+left in the middle of a message, by an error or by cancellation, stays unusable: there is no way back to a
+message boundary.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import socket
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
+from vhostuser.fds import FdBundle
+from vhostuser.wire.frames import HEADER_SIZE, MAX_FDS, Frame, Header, check_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+_INT_SIZE = array.array("i").itemsize
+# A full block of descriptors is never cut. The rest is for the credentials that whoever made an inherited
+# socket may have switched on (struct ucred, three integers).
+_CONTROL_SIZE = socket.CMSG_SPACE(MAX_FDS * _INT_SIZE) + socket.CMSG_SPACE(3 * _INT_SIZE)
+_PEER_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a peer may hold a channel up, in seconds.
+
+    Attributes:
+        message_timeout: From the first byte of a message to its last.
+        send_timeout: Until the kernel has taken a whole message from us, which means: until the peer reads.
+    """
+
+    message_timeout: float = 30.0
+    send_timeout: float = 30.0
+
+
+class Channel(trio.abc.AsyncResource):
+    """One connection. One task may receive while another sends.
+
+    Args:
+        sock: A connected AF_UNIX SOCK_STREAM socket; the channel owns it.
+        limits: Time limits for the peer.
+    """
+
+    def __init__(self, sock: trio.socket.SocketType, limits: Limits | None = None) -> None:
+        self._socket = sock
+        self._limits = limits or Limits()
+        self._inbound = _Direction("receiving")
+        self._outbound = _Direction("sending")
+
+    async def receive(self) -> Frame:
+        """Wait for the next frame. Its descriptors belong to the caller.
+
+        Raises:
+            ConnectionClosedError: The peer closed, between two messages or in the middle of one.
+            FramingError: The stream cannot be followed: bad header, misplaced descriptors, a peer that
+                stalls.
+            trio.ClosedResourceError: The channel was closed at this end.
+            trio.BusyResourceError: Another task is receiving.
+        """
+        with self._inbound.claim(), self._translate_errors():
+            await trio.lowlevel.wait_readable(self._socket)
+            with _MessageReader(self._socket, self._inbound) as reader:
+                return await self._receive_message(reader)
+
+    async def _receive_message(self, reader: _MessageReader) -> Frame:
+        timeout = self._limits.message_timeout
+        with trio.move_on_after(timeout):
+            header = Header.parse(await reader.read(HEADER_SIZE, "header"))
+            check_header(header)
+            payload = await reader.read(header.size, "payload")
+            self._inbound.mid_message = False
+            return Frame(header.request, header.flags, payload, reader.take_fds())
+        raise FramingError(f"the peer stalled: {reader.progress} after {timeout:g} s")
+
+    async def send(self, frame: Frame) -> None:
+        """Send a frame, its descriptors on the first byte; they stay with their owner.
+
+        Raises:
+            ConnectionClosedError: The peer closed.
+            FramingError: The peer does not read.
+            LocalProtocolError: More descriptors than the kernel passes with one message.
+            trio.ClosedResourceError: The channel was closed at this end.
+            trio.BusyResourceError: Another task is sending.
+        """
+        if len(frame.fds) > MAX_FDS:
+            raise LocalProtocolError(f"{len(frame.fds)} descriptors with one message, the limit is {MAX_FDS}")
+        timeout = self._limits.send_timeout
+        with self._outbound.claim(), self._translate_errors():
+            with trio.move_on_after(timeout):
+                return await self._send_message(frame)
+            raise FramingError(f"the peer reads too slowly: {frame} not taken after {timeout:g} s")
+
+    async def _send_message(self, frame: Frame) -> None:
+        rest = memoryview(frame.encode())
+        fds = array.array("i", frame.fds.filenos())
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
+        while rest:
+            rest = rest[await self._socket.sendmsg([rest], ancillary) :]
+            self._outbound.mid_message = bool(rest)
+            ancillary = []
+
+    async def aclose(self) -> None:
+        """Close the socket. A task that waits on it gets ClosedResourceError."""
+        self._socket.close()
+        await trio.lowlevel.checkpoint()
+
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        if self._socket.fileno() < 0:
+            raise trio.ClosedResourceError("the channel was closed at this end")
+        try:
+            yield
+        except OSError as error:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError("the channel was closed at this end") from None
+            if error.errno in _PEER_GONE:
+                raise ConnectionClosedError(f"closed by the peer: {error.strerror}") from error
+            if error.errno == errno.ETOOMANYREFS:
+                # Descriptors in flight count against their user; a peer of the same user can pile them up.
+                raise FramingError("the kernel passes no more descriptors: too many are in flight") from error
+            raise
+
+
+class _Direction:
+    """One direction of the stream: which task uses it, and whether it stands between two messages."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._lock = trio.Lock()
+        self.mid_message = False
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keep other tasks out; refuse a stream that was left in the middle of a message."""
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            raise trio.BusyResourceError(f"another task is {self._verb} on this channel") from None
+        try:
+            if self.mid_message:
+                raise FramingError(f"an earlier message was left unfinished while {self._verb}")
+            yield
+        finally:
+            self._lock.release()
+
+
+class _MessageReader:
+    """Reads one message by exact sizes and owns its descriptors until they are taken."""
+
+    def __init__(self, sock: trio.socket.SocketType, direction: _Direction) -> None:
+        self._socket = sock
+        self._direction = direction
+        self._fds = FdBundle()
+        self.progress = ""
+
+    async def read(self, count: int, part: str) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            self.progress = f"{len(data)} of {count} {part} bytes"
+            piece, ancillary, flags, _ = await self._socket.recvmsg(
+                count - len(data), _CONTROL_SIZE, socket.MSG_CMSG_CLOEXEC
+            )
+            self._adopt(_passed_fds(ancillary), bool(flags & socket.MSG_CTRUNC), part)
+            if not piece:
+                at_boundary = not self._direction.mid_message
+                raise ConnectionClosedError("closed" if at_boundary else f"closed after {self.progress}")
+            self._direction.mid_message = True
+            data += piece
+        return bytes(data)
+
+    def _adopt(self, block: FdBundle, truncated: bool, part: str) -> None:
+        fault = ""
+        if truncated:
+            fault = "descriptors were lost on the way (MSG_CTRUNC): this process may have too many open"
+        elif block and part != "header":
+            fault = f"{len(block)} descriptors with {part} bytes, they belong on the header"
+        elif block and self._fds:
+            fault = f"a second block of descriptors ({len(block)} after {len(self._fds)}) in one message"
+        if fault:
+            block.close()
+            raise FramingError(fault)
+        if block:
+            self._fds = block
+
+    def take_fds(self) -> FdBundle:
+        fds, self._fds = self._fds, FdBundle()
+        return fds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._fds.close()
+
+
+def _passed_fds(ancillary: list[tuple[int, int, bytes]]) -> FdBundle:
+    """The descriptors among the control messages; credentials and the like are ignored."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % _INT_SIZE])
+    return FdBundle(fds)

@@ -1,0 +1,47 @@
+# The compiled edition of layout.py: the same names and numbers, as C constants. A test compares the two.
+cdef enum:
+    DESC_NEXT = 1
+    DESC_WRITE = 2
+    DESC_INDIRECT = 4
+    AVAIL_NO_INTERRUPT = 1
+    USED_NO_NOTIFY = 1
+
+    FAULT = -1
+    MISS = -2
+    FULL = -3
+
+    BURST = 64
+    SEGMENTS = 1000
+    POOL = 3072
+    TABLE = 32768
+
+    READABLE = 0
+    WRITABLE = 1
+    EITHER = 2
+
+    GOOD = 0
+    DROP = 1
+    PARK = 2
+
+    AVAIL_INDEX = -1
+    HEAD_INDEX = -2
+    NEXT_INDEX = -3
+    CHAIN_LOOP = -4
+    BAD_INDIRECT = -5
+    VANISHED = -6
+    UNPLACED = -7
+
+    KICKS = 0
+    CALLS = 1
+    CALLS_SUPPRESSED = 2
+    CHAINS = 3
+    CHAINS_DROPPED = 4
+    RING_COUNTERS = 5
+
+    BUDGET = 256
+    POLL_MS = 1
+
+    WORK = 1
+    PORT_IN = 2
+    PORT_OUT = 4
+    EVENT = 8

@@ -1,0 +1,58 @@
+"""Numbers that the ring modules share: the virtio specification's, and our own limits.
+
+``layout.pxd`` is the compiled edition: the same names as C constants, so that a loop without the GIL can use them.
+"""
+
+# descriptor flags, virtio 1.2 section 2.7.5
+DESC_NEXT = 1
+DESC_WRITE = 2
+DESC_INDIRECT = 4
+# avail.flags and used.flags, sections 2.7.6 and 2.7.8
+AVAIL_NO_INTERRUPT = 1
+USED_NO_NOTIFY = 1
+
+# what translating a guest address may answer besides a number of iovecs
+FAULT = -1  #: it is nowhere
+MISS = -2  #: it is not known yet: ask the front-end
+FULL = -3  #: more pieces than the caller has room for
+
+BURST = 64  #: chains a burst holds; larger bursts measured no faster
+SEGMENTS = 1000  #: iovecs of one chain: a readv takes 1024 (UIO_MAXIOV), less what a device adds
+POOL = 3072  #: iovecs of a burst; one of usual chains fits whole
+TABLE = 32768  #: descriptors of the largest indirect table: the largest ring, section 2.7.5.3.1
+
+# what a device expects of a ring's buffers
+READABLE = 0
+WRITABLE = 1
+EITHER = 2
+
+# how one chain came out; below zero it broke the ring
+GOOD = 0
+DROP = 1  #: badly built but harmless: give it back unused
+PARK = 2  #: not translated yet: leave it in the ring
+
+# why a ring is broken
+AVAIL_INDEX = -1
+HEAD_INDEX = -2
+NEXT_INDEX = -3
+CHAIN_LOOP = -4
+BAD_INDIRECT = -5
+VANISHED = -6
+UNPLACED = -7
+
+# counters of a ring
+KICKS = 0
+CALLS = 1
+CALLS_SUPPRESSED = 2
+CHAINS = 3
+CHAINS_DROPPED = 4
+RING_COUNTERS = 5
+
+BUDGET = 256  #: chains a direction may move before it is the other's turn
+POLL_MS = 1  #: how often rings without a kick descriptor are looked at, milliseconds
+
+# what a turn leaves to be done or waited for; a mask
+WORK = 1  #: more work is ready
+PORT_IN = 2  #: wait until the port can be read
+PORT_OUT = 4  #: wait until the port can be written
+EVENT = 8  #: something for the control side: a broken ring, a failed port, a chain for a Python device

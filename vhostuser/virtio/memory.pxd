@@ -1,0 +1,14 @@
+from vhostuser.virtio.guard cimport *
+from vhostuser.virtio.layout cimport *
+from vhostuser.virtio.primitives cimport *
+
+cdef class GuestMemory:
+    cdef readonly tuple mappings
+    cdef readonly int absent
+    cdef unsigned long long[::1] rows
+    cdef int count
+    cdef int find(self, unsigned long long address, int hint) noexcept nogil
+    cdef int translate(self, unsigned long long address, unsigned long long length, unsigned long long iov, int room) noexcept nogil
+    cdef unsigned long long contiguous(self, unsigned long long address, unsigned long long length) noexcept nogil
+
+cdef unsigned long long pages_vanished() noexcept nogil

@@ -1,0 +1,115 @@
+"""Loads, stores, fences and system calls on raw addresses: the interpreted edition, in ctypes.
+
+``primitives.h`` is the compiled edition with the same names. Addresses are those of this process; a wrong one crashes
+it, so callers translate and check first. System calls answer ``-errno``. Values are unsigned, little-endian as the host.
+
+Ordering here is what x86 gives plus :func:`fence`: loads are not reordered with loads nor stores with stores, and a
+lock taken and released orders stores before later loads. On other processors only the compiled edition orders.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import select
+import threading
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.readv.restype = _libc.writev.restype = _libc.write.restype = _libc.preadv2.restype = ctypes.c_ssize_t
+_RWF_NOWAIT = 8
+_lock = threading.Lock()
+_U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+
+
+def load_u8(address: int) -> int:
+    """One byte."""
+    return _U8.from_address(address).value
+
+
+def load_u16(address: int) -> int:
+    """Two aligned bytes in one access."""
+    return _U16.from_address(address).value
+
+
+def load_u32(address: int) -> int:
+    """Four aligned bytes in one access."""
+    return _U32.from_address(address).value
+
+
+def load_u64(address: int) -> int:
+    """Eight aligned bytes in one access."""
+    return _U64.from_address(address).value
+
+
+def store_u8(address: int, value: int) -> None:
+    """One byte."""
+    _U8.from_address(address).value = value
+
+
+def store_u16(address: int, value: int) -> None:
+    """Two aligned bytes in one access."""
+    _U16.from_address(address).value = value
+
+
+def store_u32(address: int, value: int) -> None:
+    """Four aligned bytes in one access."""
+    _U32.from_address(address).value = value
+
+
+def store_u64(address: int, value: int) -> None:
+    """Eight aligned bytes in one access."""
+    _U64.from_address(address).value = value
+
+
+load_acquire_u16 = load_u16
+store_release_u16 = store_u16
+load_acquire_u32 = load_u32
+store_release_u32 = store_u32
+
+
+def fence() -> None:
+    """Order every earlier store before every later load."""
+    with _lock:
+        pass
+
+
+def copy(to: int, source: int, size: int) -> None:
+    """Copy `size` bytes between ranges that do not overlap."""
+    ctypes.memmove(to, source, size)
+
+
+def _result(value: int) -> int:
+    return value if value >= 0 else -ctypes.get_errno()
+
+
+def readv(fd: int, iov: int, count: int) -> int:
+    """``readv(2)`` into `count` iovecs at address `iov`: bytes read, or -errno."""
+    return _result(_libc.readv(fd, ctypes.c_void_p(iov), count))
+
+
+def writev(fd: int, iov: int, count: int) -> int:
+    """``writev(2)`` from `count` iovecs at address `iov`: bytes written, or -errno."""
+    return _result(_libc.writev(fd, ctypes.c_void_p(iov), count))
+
+
+def poll(pollfds: int, count: int, milliseconds: int) -> int:
+    """``poll(2)`` on `count` pollfds at address `pollfds`; -1 ms waits for ever. Ready descriptors, or -errno."""
+    return _result(_libc.poll(ctypes.c_void_p(pollfds), count, milliseconds))
+
+
+def drain(fd: int) -> int:
+    """Empty an eventfd or a pipe without blocking, whoever else holds it: bytes read, or -errno."""
+    words = (ctypes.c_uint64 * 64)()
+    iov = (ctypes.c_uint64 * 2)(ctypes.addressof(words), ctypes.sizeof(words))
+    return _result(_libc.preadv2(fd, iov, 1, ctypes.c_long(-1), _RWF_NOWAIT))
+
+
+def signal(fd: int, may_block: bool) -> int:
+    """Write one to an eventfd or pipe; one that `may_block` is asked first. Bytes written, or -errno."""
+    if may_block:
+        asked = select.poll()
+        asked.register(fd, select.POLLOUT)
+        if not any(ready & select.POLLOUT for _, ready in asked.poll(0)):
+            return -errno.EAGAIN
+    # ctypes, since os.write would start again after the signal that is meant to end it
+    return _result(_libc.write(fd, ctypes.byref(_U64(1)), 8))

@@ -1,0 +1,23 @@
+from vhostuser.virtio.layout cimport *
+from vhostuser.virtio.memory cimport pages_vanished
+from vhostuser.virtio.primitives cimport *
+from vhostuser.virtio.ring cimport Ring
+
+cdef class Pump:
+    cdef readonly Ring first, second
+    cdef readonly int wake_fd
+    cdef public int port
+    cdef readonly bint port_failed
+    cdef unsigned int[::1] woken
+    cdef unsigned long long woken_address
+    cdef int[::1] poll_set
+    cdef unsigned long long poll_address
+    cdef int step(self, int budget) noexcept nogil
+    cdef int loop(self) noexcept nogil
+    cdef void wait(self, int todo) noexcept nogil
+    cdef bint watch(self, int slot, Ring ring) noexcept nogil
+    cdef bint broken(self) noexcept nogil
+
+cdef class ChainPump(Pump):
+    cdef readonly unsigned long long ticket
+    cdef int step(self, int budget) noexcept nogil

@@ -1,0 +1,200 @@
+"""Turning the rings of one queue group: the loop that a group's thread runs, and the pump of a Python device.
+
+Must not know what a device does with packets, nor who supervises the thread.
+
+A pump owns up to two rings and at most one port. ``step`` is one bounded turn: it never blocks and says what is left to
+do or to wait for. ``loop`` is turns and waits until the control side wakes it or something happened that only the
+control side can handle. A turn is also the read side of every snapshot: whatever the control side changes, it changes
+between two turns, in this thread, so the packet path needs no lock.
+
+The wait set follows from the turn. A ring is waited for only if it was armed, the port only in the direction that
+is blocked on it; so a host that floods a guest without buffers, or a guest that floods a full port, costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from array import array
+
+import cython
+
+if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.virtio.layout import BUDGET, EITHER, EVENT, POLL_MS, PORT_IN, PORT_OUT, VANISHED, WORK
+    from vhostuser.virtio.memory import pages_vanished
+    from vhostuser.virtio.primitives import load_acquire_u32, poll, store_release_u32
+    from vhostuser.virtio.ring import Ring
+
+_IN = cython.declare(cython.int, select.POLLIN)
+_OUT = cython.declare(cython.int, select.POLLOUT)
+_SLOTS = cython.declare(cython.int, 4)  # of the poll set: wake, first ring, second ring, port
+
+
+class Pump:
+    """Turns one or two rings.
+
+    Attributes:
+        first, second: the rings; `second` may be None.
+        wake_fd: the eventfd that ends a wait.
+        port: the descriptor that packets go to and come from, or -1. Its owner closes it.
+        port_failed: whether the port is gone; nothing moves any more then.
+    """
+
+    def __init__(self, first: Ring, second: Ring | None = None) -> None:
+        self.first = first
+        self.second = second
+        self.port = -1
+        self.port_failed = False
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        woken = array("I", [0])
+        self.woken = woken
+        self.woken_address = woken.buffer_info()[0]
+        poll_set = array("i", [-1, 0] * 4)
+        self.poll_set = poll_set
+        self.poll_address = poll_set.buffer_info()[0]
+
+    @property
+    def rings(self) -> list[Ring]:
+        """The rings, one or two."""
+        return [self.first] if self.second is None else [self.first, self.second]
+
+    def close(self) -> None:
+        """Close the wake descriptor. The thread has ended."""
+        if self.wake_fd >= 0:
+            os.close(self.wake_fd)
+            self.wake_fd = -1
+
+    def wake(self) -> None:
+        """Make :meth:`run` return after the present turn. Any thread may call it."""
+        store_release_u32(self.woken_address, 1)
+        os.eventfd_write(self.wake_fd, 1)
+
+    def run(self) -> int:
+        """Turn and wait until woken (0) or until there is an event (``EVENT``). Releases the GIL."""
+        todo: cython.int
+        with cython.nogil:
+            todo = self.loop()
+        if todo == 0:
+            store_release_u32(self.woken_address, 0)
+            os.eventfd_read(self.wake_fd)
+        return todo
+
+    def turn(self, budget: int = BUDGET) -> int:
+        """One turn, for who drives a pump without a thread: what is left, a mask of ``layout``'s names."""
+        limit: cython.int = budget
+        todo: cython.int
+        with cython.nogil:
+            todo = self.step(limit)
+        return todo
+
+    def counters(self) -> dict[str, int]:
+        """Counters by name since the pump was made."""
+        return {f"vring{ring.index}_{name}": n for ring in self.rings for name, n in ring.counters().items()}
+
+    def loop(self) -> cython.int:
+        """See :meth:`run`."""
+        todo: cython.int
+        while load_acquire_u32(self.woken_address) == 0:
+            todo = self.step(BUDGET)
+            if todo & EVENT:
+                return EVENT
+            if not todo & WORK:
+                self.wait(todo)
+        return 0
+
+    def step(self, budget: cython.int) -> cython.int:
+        """One turn of at most `budget` chains a direction; a device's pump overrides it."""
+        return 0
+
+    def wait(self, todo: cython.int) -> None:
+        """Sleep until there is a reason for another turn."""
+        timeout: cython.int = -1
+        events: cython.int = (_IN if todo & PORT_IN else 0) | (_OUT if todo & PORT_OUT else 0)
+        self.poll_set[0] = self.wake_fd
+        self.poll_set[1] = _IN
+        if self.watch(1, self.first) or (self.second is not None and self.watch(2, self.second)):
+            timeout = POLL_MS
+        self.poll_set[6] = self.port if events else -1
+        self.poll_set[7] = events
+        if poll(self.poll_address, _SLOTS, timeout) <= 0:
+            return
+        if self.poll_set[3] >> 16:
+            self.first.kicked()
+        if self.second is not None and self.poll_set[5] >> 16:
+            self.second.kicked()
+
+    def watch(self, slot: cython.int, ring: Ring) -> cython.bint:
+        """Wait for a ring's kick if it was armed. True: it has no kick descriptor and must be looked at."""
+        self.poll_set[2 * slot] = ring.kick if ring.armed else -1
+        self.poll_set[2 * slot + 1] = _IN
+        return ring.armed and ring.kick < 0
+
+    def broken(self) -> cython.bint:
+        """Whether a ring broke, or the port failed, and nobody was told yet."""
+        if self.first.fault and not self.first.reported:
+            return True
+        if self.second is not None and self.second.fault and not self.second.reported:
+            return True
+        return self.port_failed
+
+
+class ChainPump(Pump):
+    """The pump of a device written in Python: one ring, one chain at a time, handed over as an event.
+
+    Attributes:
+        ticket: counts the chains handed out; the present one's number.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        super().__init__(ring)
+        self.ticket = 0
+
+    def step(self, budget: cython.int) -> cython.int:
+        """Take one chain if none is out."""
+        taken: cython.int
+        before: cython.ulonglong = pages_vanished()
+        if self.first.taken or not self.first.runs() or not self.first.enabled:
+            return EVENT if self.broken() else 0
+        self.first.disarm()
+        taken = self.first.take(1)
+        if pages_vanished() != before:
+            taken = self.first.fail(VANISHED)
+        if taken < 0:
+            return EVENT
+        if taken == 0:
+            if not self.first.arm():
+                return 0
+            return WORK
+        if self.first.segments[0] == 0:
+            self.first.give(1)
+            self.first.publish()
+            return WORK
+        self.ticket += 1
+        return EVENT
+
+    @property
+    def holding(self) -> bool:
+        """Whether a chain is out; nothing moves until it is completed or its ring stops."""
+        return self.first.taken > 0
+
+    def buffers(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """The (host address, size) pairs of the chain that is out: what the device may read, and what it may write."""
+        start: cython.int = self.first.first[0]
+        pieces = [
+            (self.first.iov[2 * k], self.first.iov[2 * k + 1]) for k in range(start, start + self.first.segments[0])
+        ]
+        return pieces[: self.first.readable[0]], pieces[self.first.readable[0] :]
+
+    def complete(self, ticket: int, written: int) -> bool:
+        """Give the chain with this ticket back with so many bytes written, and publish it.
+
+        False: its ring stopped meanwhile, and the chain went back to the driver's side untouched.
+        """
+        count: cython.uint = written
+        if ticket != self.ticket or not self.first.runs() or not self.first.taken:
+            return False
+        with cython.nogil:
+            self.first.written[0] = count
+            self.first.give(1)
+            self.first.publish()
+        return True

@@ -1,0 +1,43 @@
+from vhostuser.virtio.layout cimport *
+from vhostuser.virtio.memory cimport GuestMemory, pages_vanished
+from vhostuser.virtio.primitives cimport *
+
+cdef class Ring:
+    # set by the control side, between two turns
+    cdef readonly int index, expects
+    cdef readonly GuestMemory memory
+    cdef readonly unsigned int num
+    cdef readonly bint event_idx, indirect, started
+    cdef public bint enabled
+    cdef readonly tuple addresses
+    cdef readonly int kick, call, err
+    cdef bint call_may_block, err_may_block
+    cdef unsigned long long desc, driver, device
+    # the ring's own state
+    cdef readonly int fault
+    cdef public bint reported
+    cdef readonly bint armed
+    # the burst in hand
+    cdef readonly int taken
+    cdef int iov_end
+    cdef unsigned long long[::1] iov
+    cdef unsigned long long iov_address
+    cdef unsigned int[::1] head, written
+    cdef int[::1] first, segments, readable
+    cdef unsigned long long[::1] size
+    cdef unsigned long long[::1] counts
+
+    cdef bint runs(self) noexcept nogil
+    cdef int fail(self, int fault) noexcept nogil
+    cdef void begin(self) noexcept nogil
+    cdef void open_chain(self, unsigned int head) noexcept nogil
+    cdef void close_chain(self, int answer) noexcept nogil
+    cdef int gather(self, unsigned long long address, unsigned int length, bint writable) noexcept nogil
+    cdef void notify(self) noexcept nogil
+    cdef void kicked(self) noexcept nogil
+
+    cdef int take(self, int limit) noexcept nogil
+    cdef void give(self, int count) noexcept nogil
+    cdef void publish(self) noexcept nogil
+    cdef bint arm(self) noexcept nogil
+    cdef void disarm(self) noexcept nogil

@@ -1,0 +1,300 @@
+"""What every virtqueue layout shares: configuration, the burst in hand, signals to and from the driver.
+
+Must not know messages, sockets or Trio, nor what a device does with a chain.
+
+**The burst contract.** A device takes up to ``BURST`` chains with one call, works through them in order, and gives the
+first so many back with one call; what it does not give goes back into the ring untouched::
+
+    n = ring.take(limit)        # 0: nothing there; below 0: the driver broke the ring
+    for i in range(n): ...      # iovecs first[i] .. first[i] + segments[i]; sets written[i]
+    ring.give(done)             # used entries in order; the rest is put back
+    ring.publish()              # all of them visible at once, then a call if the driver asked for one
+    ring.arm()                  # before sleeping: ask for a kick. True: something came meanwhile, look again
+
+A chain that a driver built wrongly but that harms no one (an unmapped or empty buffer, a wrong direction) comes with
+``segments[i] == 0``: the device gives it back unused. Whatever makes the ring's own indices or descriptors meaningless
+sets :attr:`Ring.fault`, and the ring yields nothing more until it is started again.
+
+**Iovecs.** The chains of a burst lie one after another in one array, with one spare slot before, between and after
+them, so that a device can put a private header before a chain, or more room behind it, without moving anything. A
+spare slot is empty (the kernel skips zero-length iovecs), so the whole burst is also one long vector.
+
+Every field that the driver can change is read once. The control side changes a ring only between two turns, in the
+thread that turns it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from array import array
+
+import cython
+
+from vhostuser.errors import MemoryAccessError
+
+if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.virtio.layout import (
+        BURST,
+        CALLS,
+        CHAINS,
+        CHAINS_DROPPED,
+        DROP,
+        GOOD,
+        KICKS,
+        MISS,
+        PARK,
+        POOL,
+        READABLE,
+        RING_COUNTERS,
+        SEGMENTS,
+        UNPLACED,
+        VANISHED,
+        WRITABLE,
+    )
+    from vhostuser.virtio.memory import GuestMemory, pages_vanished
+    from vhostuser.virtio.primitives import drain, signal
+
+#: What each value of :attr:`Ring.fault` means.
+FAULTS = {
+    -1: "avail.idx is further ahead than the ring is long",
+    -2: "the avail ring names a head that is not below the ring's size",
+    -3: "a descriptor's next is not below the size of its table",
+    -4: "a descriptor chain is longer than its table, so it is a loop",
+    -5: "an indirect descriptor was not negotiated, is nested, has NEXT set, or has a bad length or address",
+    -6: "guest memory vanished under the ring: its file was truncated",
+    -7: "the ring's addresses are not in the memory table",
+}
+
+#: Names of the counters in :meth:`Ring.counters`, in the order of ``layout``.
+COUNTERS = ("kicks", "calls", "calls_suppressed", "chains", "chains_dropped")
+
+
+def _may_block(fd: int) -> bool:
+    return fd >= 0 and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
+
+
+class Ring:
+    """One virtqueue as a device sees it. A layout (``split``) adds `take`, `give`, `publish`, `arm` and `disarm`.
+
+    Attributes:
+        index: the vring's index in the device.
+        expects: ``READABLE``, ``WRITABLE`` or ``EITHER``: chains with other buffers are dropped.
+        started, enabled: the two states of a ring (vhost-user, "Ring states").
+        fault: 0, or a key of :data:`FAULTS`.
+    """
+
+    def __init__(self, index: cython.int, expects: cython.int) -> None:
+        self.index = index
+        self.expects = expects
+        self.memory = GuestMemory()
+        self.num = 0
+        self.event_idx = self.indirect = self.started = self.enabled = False
+        self.addresses = (0, 0, 0)
+        self.kick = self.call = self.err = -1
+        self.call_may_block = self.err_may_block = False
+        self.desc = self.driver = self.device = 0
+        self.fault = 0
+        self.reported = False
+        self.armed = False
+        self.taken = 0
+        self.iov_end = 0
+        pool = array("Q", bytes(16 * POOL))
+        self.iov = pool
+        self.iov_address = pool.buffer_info()[0]
+        self.head = array("I", bytes(4 * BURST))
+        self.written = array("I", bytes(4 * BURST))
+        self.first = array("i", bytes(4 * BURST))
+        self.segments = array("i", bytes(4 * BURST))
+        self.readable = array("i", bytes(4 * BURST))
+        self.size = array("Q", bytes(8 * BURST))
+        self.counts = array("Q", bytes(8 * RING_COUNTERS))
+
+    # ---- the control side ------------------------------------------------------------------------------------------
+
+    def configure(self, num: int, addresses: tuple[int, int, int], event_idx: bool, indirect: bool) -> None:
+        """Set size, front-end addresses (descriptor area, driver area, device area) and negotiated ring features."""
+        self.num = num
+        self.addresses = addresses
+        self.event_idx = event_idx
+        self.indirect = indirect
+
+    def set_kick(self, fd: int) -> None:
+        """Use this eventfd or pipe as kick; -1: the ring is polled. The descriptor stays the caller's."""
+        self.kick = fd
+
+    def set_call(self, fd: int) -> None:
+        """Use this eventfd or pipe as call; -1: none. A running ring signals it once.
+
+        A call may have been on its way to the old descriptor; the driver looks at its ring again and finds out.
+        """
+        self.call = fd
+        self.call_may_block = _may_block(fd)
+        if self.started and fd >= 0:
+            self.notify()
+
+    def set_err(self, fd: int) -> None:
+        """Use this eventfd or pipe to report that the ring broke; -1: none."""
+        self.err = fd
+        self.err_may_block = _may_block(fd)
+
+    def adopt(self, memory: GuestMemory) -> None:
+        """Use this memory table from now on. A ring whose addresses are not in it is broken.
+
+        Raises:
+            MemoryAccessError: the same, for the caller to report.
+        """
+        self.memory = memory
+        self.desc = self.driver = self.device = 0
+        try:
+            areas = zip(self.addresses, self.area_sizes(), ("descriptor", "driver", "device"), strict=True)
+            places = [memory.ring_address(at, size, f"the {name} area of vring {self.index}") for at, size, name in areas]
+        except MemoryAccessError:
+            if self.started:
+                self.fail(UNPLACED)
+            raise
+        self.desc, self.driver, self.device = places
+
+    def start(self, base: int) -> None:
+        """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only."""
+        before = pages_vanished()
+        self.fault = 0
+        self.reported = False
+        self.armed = False
+        self.taken = 0
+        self.set_position(base)
+        self.started = True
+        if pages_vanished() != before:
+            self.fail(VANISHED)
+
+    def stop(self) -> int:
+        """Stop and return the position, as GET_VRING_BASE answers it. Nothing is touched afterwards.
+
+        A chain that a device still works on goes back to the driver's side: it was never used.
+        """
+        if self.taken:
+            self.give(0)
+        self.started = False
+        self.armed = False
+        self.kick = self.call = -1
+        return self.position()
+
+    def report(self) -> None:
+        """Signal the err descriptor once for the present fault."""
+        self.reported = True
+        if self.err >= 0:
+            signal(self.err, self.err_may_block)
+
+    def counters(self) -> dict[str, int]:
+        """Counters by name since the ring was made."""
+        return dict(zip(COUNTERS, self.counts, strict=True))
+
+    def area_sizes(self) -> tuple[int, int, int]:
+        """Bytes of the descriptor, driver and device areas at the present size."""
+        raise NotImplementedError
+
+    def set_position(self, base: int) -> None:
+        """Take `base` as the next position, and whatever else the layout keeps in guest memory."""
+        raise NotImplementedError
+
+    def position(self) -> int:
+        """The position as GET_VRING_BASE answers it."""
+        raise NotImplementedError
+
+    # ---- for the layouts -------------------------------------------------------------------------------------------
+
+    def runs(self) -> cython.bint:
+        """Whether the ring may be read: started, placed in memory, not broken."""
+        return self.started and self.fault == 0 and self.desc != 0
+
+    def fail(self, fault: cython.int) -> cython.int:
+        """Break the ring; the first reason stays."""
+        if self.fault == 0:
+            self.fault = fault
+        self.taken = 0
+        return self.fault
+
+    def begin(self) -> None:
+        """Open an empty burst."""
+        self.taken = 0
+        self.iov_end = 0
+        self.iov[0] = self.iov[1] = 0
+
+    def open_chain(self, head: cython.uint) -> None:
+        """Begin the next chain of the burst."""
+        self.head[self.taken] = head
+        self.first[self.taken] = self.iov_end + 1
+        self.segments[self.taken] = self.readable[self.taken] = 0
+        self.size[self.taken] = 0
+        self.written[self.taken] = 0
+
+    def close_chain(self, answer: cython.int) -> None:
+        """End the chain: ``GOOD``, or ``DROP`` to hand it out empty."""
+        self.counts[CHAINS] += 1
+        if answer == GOOD:
+            self.iov_end = self.first[self.taken] + self.segments[self.taken]
+            self.iov[2 * self.iov_end] = self.iov[2 * self.iov_end + 1] = 0
+        else:
+            self.segments[self.taken] = self.readable[self.taken] = 0
+            self.counts[CHAINS_DROPPED] += 1
+        self.taken += 1
+
+    def gather(self, address: cython.ulonglong, length: cython.uint, writable: cython.bint) -> cython.int:
+        """Add one buffer to the chain that is open: ``GOOD``, ``DROP`` or ``PARK``.
+
+        > The driver MUST NOT put device-readable descriptors after device-writable ones (virtio 1.2, 2.6.4.2).
+        """
+        i: cython.int = self.taken
+        n: cython.int
+        if length == 0:
+            return DROP
+        if writable:
+            if self.expects == READABLE:
+                return DROP
+        elif self.expects == WRITABLE or self.segments[i] > self.readable[i]:
+            return DROP
+        n = self.memory.translate(
+            address, length, self.iov_address + 16 * (self.first[i] + self.segments[i]), SEGMENTS - self.segments[i]
+        )
+        if n == MISS:
+            return PARK
+        if n < 0:
+            return DROP
+        self.segments[i] += n
+        if not writable:
+            self.readable[i] += n
+        self.size[i] += length
+        if self.size[i] >> 32:
+            return DROP
+        return GOOD
+
+    def notify(self) -> None:
+        """Signal the driver."""
+        if self.call >= 0:
+            signal(self.call, self.call_may_block)
+            self.counts[CALLS] += 1
+
+    def kicked(self) -> None:
+        """The kick descriptor is readable: empty it."""
+        if drain(self.kick) == 0:
+            self.kick = -1  # the write end of a pipe is gone: no kick will ever come
+        self.counts[KICKS] += 1
+
+    # ---- what a layout provides ------------------------------------------------------------------------------------
+
+    def take(self, limit: cython.int) -> cython.int:
+        """Take up to `limit` chains into the burst: their number, 0 for none, below 0 for a broken ring."""
+        return 0
+
+    def give(self, count: cython.int) -> None:
+        """Give the first `count` chains of the burst back as used, put the others back as available."""
+
+    def publish(self) -> None:
+        """Make everything given visible to the driver at once, then signal it if it asked for that."""
+
+    def arm(self) -> cython.bint:
+        """Ask for a kick when more comes than was seen. True: it has come already."""
+        return False
+
+    def disarm(self) -> None:
+        """Tell the driver that no kick is needed."""

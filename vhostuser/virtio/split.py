@@ -1,0 +1,239 @@
+"""The split virtqueue, device side (virtio 1.2, section 2.7).
+
+The driver writes a descriptor table and the avail ring, the device writes the used ring::
+
+    desc    16 bytes an entry: addr u64, len u32, flags u16, next u16
+    avail   flags u16, idx u16, ring u16[num], used_event u16
+    used    flags u16, idx u16, {id u32, len u32}[num], avail_event u16
+
+**Ordering.** Both sides run at the same time; four edges keep them honest:
+
+* ``avail.idx`` is loaded with acquire before any entry that it announces;
+* ``used.idx`` is stored with release after the entries that it announces;
+* a full fence stands between storing ``used.idx`` and loading ``used_event`` (or ``avail.flags``): the driver stores its
+  event and then looks at ``used.idx``, so one of the two sees the other;
+* a full fence stands between asking for a kick (``avail_event``, ``used.flags``) and looking at ``avail.idx`` again, for the
+  same reason turned round.
+
+Used entries are never read back: what the driver scribbles there is its own affair. Indices are 16 bits and wrap; all
+differences are masked.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import cython
+
+if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.virtio.layout import (
+        AVAIL_INDEX,
+        AVAIL_NO_INTERRUPT,
+        BAD_INDIRECT,
+        BURST,
+        CALLS_SUPPRESSED,
+        CHAIN_LOOP,
+        DESC_INDIRECT,
+        DESC_NEXT,
+        DESC_WRITE,
+        GOOD,
+        HEAD_INDEX,
+        MISS,
+        NEXT_INDEX,
+        PARK,
+        POOL,
+        SEGMENTS,
+        TABLE,
+        USED_NO_NOTIFY,
+    )
+    from vhostuser.virtio.primitives import (
+        copy,
+        fence,
+        load_acquire_u16,
+        load_u16,
+        load_u32,
+        load_u64,
+        store_release_u16,
+        store_u16,
+        store_u32,
+    )
+    from vhostuser.virtio.ring import Ring
+
+
+class SplitRing(Ring):
+    """A split virtqueue. The size is a power of two up to 32768, which the session has checked."""
+
+    def __init__(self, index: cython.int, expects: cython.int) -> None:
+        super().__init__(index, expects)
+        self.next_avail = self.seen = self.next_used = self.published = 0
+        self.signalled = False
+        # room for one descriptor whose bytes lie in several regions, and the iovecs that find them
+        scratch = array("Q", bytes(16 + 16 * 16))
+        self.scratch = scratch
+        self.scratch_address = scratch.buffer_info()[0]
+
+    # ---- the control side ------------------------------------------------------------------------------------------
+
+    def area_sizes(self) -> tuple[int, int, int]:
+        """Bytes of descriptor table, avail ring and used ring; the event fields count only where negotiated."""
+        event = 2 if self.event_idx else 0
+        return 16 * self.num, 4 + 2 * self.num + event, 4 + 8 * self.num + event
+
+    def set_position(self, base: int) -> None:
+        """Go on at avail index `base`; the used index is the one in guest memory."""
+        self.next_avail = self.seen = base
+        self.next_used = self.published = load_u16(self.device + 2)
+        self.signalled = False
+
+    def position(self) -> int:
+        """The next avail index."""
+        return self.next_avail
+
+    # ---- the device's turn -----------------------------------------------------------------------------------------
+
+    def take(self, limit: cython.int) -> cython.int:
+        """Take up to `limit` chains into the burst: their number, 0 for none, below 0 for a broken ring."""
+        waiting: cython.int
+        answer: cython.int
+        head: cython.uint
+        self.begin()
+        self.seen = load_acquire_u16(self.driver + 2)
+        waiting = (self.seen - self.next_avail) & 0xFFFF
+        if waiting > cython.cast(cython.int, self.num):
+            return self.fail(AVAIL_INDEX)
+        limit = min(limit, waiting, BURST)
+        while self.taken < limit and self.iov_end + SEGMENTS + 2 <= POOL:
+            head = load_u16(self.driver + 4 + 2 * (self.next_avail & (self.num - 1)))
+            if head < self.num:
+                self.open_chain(head)
+                answer = self.walk(head)
+            else:
+                answer = HEAD_INDEX
+            if answer < 0:
+                # the good ones before it are served first; it will then stand at the head of the next burst
+                return self.taken if self.taken else self.fail(answer)
+            if answer == PARK:
+                break
+            self.close_chain(answer)
+            self.next_avail = (self.next_avail + 1) & 0xFFFF
+        return self.taken
+
+    def walk(self, head: cython.uint) -> cython.int:
+        """Gather one chain. ``GOOD``, ``DROP``, ``PARK``, or below 0 what broke the ring.
+
+        > The device MUST handle the case of zero or more normal chained descriptors followed by a single descriptor
+        > with flags&VIRTQ_DESC_F_INDIRECT (2.7.5.3.2).
+        """
+        index: cython.uint = head
+        entries: cython.uint = self.num
+        left: cython.uint = self.num
+        table: cython.ulonglong = 0  # guest address of the indirect table, once inside it
+        inside: cython.bint = False
+        entry: cython.ulonglong
+        address: cython.ulonglong
+        length: cython.uint
+        flags: cython.int
+        following: cython.uint
+        answer: cython.int
+        while True:
+            entry = self.indirect_entry(table, index) if inside else self.desc + 16 * index
+            if entry < 16:
+                return PARK if entry == 1 else BAD_INDIRECT
+            address = load_u64(entry)
+            length = load_u32(entry + 8)
+            flags = load_u16(entry + 12)
+            following = load_u16(entry + 14)
+            if flags & DESC_INDIRECT:
+                if inside or not self.indirect or flags & DESC_NEXT or length & 15 or length == 0:
+                    return BAD_INDIRECT
+                if length > 16 * TABLE or address + length < address:
+                    return BAD_INDIRECT
+                inside = True
+                table = address
+                index = 0
+                entries = left = length >> 4
+                continue
+            answer = self.gather(address, length, (flags & DESC_WRITE) != 0)
+            if answer != GOOD or not flags & DESC_NEXT:
+                return answer
+            left -= 1
+            if left == 0:
+                return CHAIN_LOOP
+            if following >= entries:
+                return NEXT_INDEX
+            index = following
+
+    def indirect_entry(self, table: cython.ulonglong, index: cython.uint) -> cython.ulonglong:
+        """Where entry `index` of the indirect table at guest address `table` can be read.
+
+        An entry may straddle two regions; then it is put together in the scratch. 0: not guest memory; 1: not yet.
+        """
+        pieces: cython.int
+        i: cython.int
+        done: cython.ulonglong = 0
+        iov: cython.ulonglong = self.scratch_address + 16
+        entry: cython.ulonglong = self.memory.contiguous(table + 16 * index, 16)
+        if entry:
+            return entry
+        pieces = self.memory.translate(table + 16 * index, 16, iov, 16)
+        if pieces < 0:
+            return 1 if pieces == MISS else 0
+        for i in range(pieces):
+            copy(self.scratch_address + done, load_u64(iov + 16 * i), load_u64(iov + 16 * i + 8))
+            done += load_u64(iov + 16 * i + 8)
+        return self.scratch_address
+
+    def give(self, count: cython.int) -> None:
+        """Give the first `count` chains of the burst back as used, put the others back as available."""
+        i: cython.int
+        entry: cython.ulonglong
+        for i in range(count):
+            entry = self.device + 4 + 8 * (self.next_used & (self.num - 1))
+            store_u32(entry, self.head[i])
+            store_u32(entry + 4, self.written[i])
+            self.next_used = (self.next_used + 1) & 0xFFFF
+        self.next_avail = (self.next_avail - (self.taken - count)) & 0xFFFF
+        self.taken = 0
+
+    def publish(self) -> None:
+        """Make everything given visible to the driver at once, then signal it if it asked for that.
+
+        > the device MUST send a notification if the idx field [passes] used_event (2.7.7.2)
+        """
+        new: cython.int = self.next_used
+        old: cython.int = self.published
+        event: cython.int
+        wanted: cython.bint
+        if new == old:
+            return
+        store_release_u16(self.device + 2, new)
+        self.published = new
+        fence()
+        if self.event_idx:
+            event = load_u16(self.driver + 4 + 2 * self.num)
+            # after a start nobody knows what the driver was last told, so the first one is always sent
+            wanted = not self.signalled or ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
+            self.signalled = True
+        else:
+            wanted = (load_u16(self.driver) & AVAIL_NO_INTERRUPT) == 0
+        if wanted:
+            self.notify()
+        else:
+            self.counts[CALLS_SUPPRESSED] += 1
+
+    def arm(self) -> cython.bint:
+        """Ask for a kick when ``avail.idx`` passes what the last `take` saw. True: it has done so already."""
+        if self.event_idx:
+            store_u16(self.device + 4 + 8 * self.num, self.seen)
+        else:
+            store_u16(self.device, 0)
+        self.armed = True
+        fence()
+        return load_acquire_u16(self.driver + 2) != self.seen
+
+    def disarm(self) -> None:
+        """Tell the driver that no kick is needed. With EVENT_IDX the stale avail_event says so by itself."""
+        if self.armed:
+            self.armed = False
+            if not self.event_idx:
+                store_u16(self.device, USED_NO_NOTIFY)
