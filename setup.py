@@ -14,7 +14,8 @@ COMPILED = (
     "vhostuser.virtio.ring",
     "vhostuser.virtio.split",
     "vhostuser.virtio.pump",
-#    "vhostuser.devices.net.pump",
+    "vhostuser.devices.net.header",
+    "vhostuser.devices.net.pump",
 )
 
 required = os.environ.get("VHOSTUSER_REQUIRE_COMPILED") == "1"
@@ -29,7 +30,7 @@ extensions = [
     Extension(
         name,
         [name.replace(".", "/") + ".py"],
-        extra_compile_args=["-O2", "-g0", "-Wno-unused-function"],
+        extra_compile_args=["-O2", "-g0", "-Wno-unused-function", "-Wno-sign-compare"],
         optional=not required,
     )
     for name in COMPILED

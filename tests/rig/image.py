@@ -41,19 +41,6 @@ MODULES = (
     "virtio-rng",
 )
 
-#: Debian packages that building and booting the guest takes.
-PACKAGES = (
-    "busybox-static",
-    "cpio",
-    "ethtool",
-    "gcc",
-    "iperf3",
-    "iproute2",
-    "iputils-ping",
-    "libc6-dev",
-    "qemu-system-x86",
-)
-
 
 @dataclass(frozen=True)
 class GuestImage:
@@ -131,10 +118,14 @@ def _build(build: Path) -> None:
 
 def _cloud_kernel_package() -> str:
     """The package behind the metapackage, whose name has the kernel version."""
-    listing = run(["apt-cache", "depends", "linux-image-cloud-amd64"])
-    found = re.search(r"Depends: (\S+)", listing)
+    query = ["apt-cache", "depends", "linux-image-cloud-amd64"]
+    found = re.search(r"Depends: (\S+)", subprocess.run(query, capture_output=True, text=True, check=False).stdout)
     if found is None:
-        raise RigError(f"linux-image-cloud-amd64 depends on no kernel: {listing}")
+        # a fresh machine may have no package lists yet
+        run(["apt-get", "-qq", "update"], timeout=300)
+        found = re.search(r"Depends: (\S+)", run(query))
+    if found is None:
+        raise RigError("linux-image-cloud-amd64 depends on no kernel package")
     return found[1]
 
 

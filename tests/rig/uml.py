@@ -57,7 +57,7 @@ class Uml:
         try:
             self.agent.wait_ready(BOOT_TIMEOUT)
         except RigError as error:
-            self.program.kill()
+            self.program.kill_group()
             raise self.program.failure(str(error)) from None
         finally:
             os.close(theirs)

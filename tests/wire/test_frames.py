@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.wire.payloads import PROPERTY
 from vhostuser.errors import FramingError, LocalProtocolError
 from vhostuser.fds import FdBundle
 from vhostuser.wire.frames import (
@@ -25,6 +26,7 @@ WORDS = st.integers(0, 0xFFFFFFFF)
 
 
 @pytest.mark.proves("VU-HDR-1")
+@PROPERTY
 @given(WORDS, WORDS, WORDS)
 def test_header_is_three_native_words(request: int, flags: int, size: int) -> None:
     header = Header(request, flags, size)
@@ -32,6 +34,7 @@ def test_header_is_three_native_words(request: int, flags: int, size: int) -> No
     assert Header.parse(header.pack()) == header
 
 
+@PROPERTY
 @given(st.binary(min_size=HEADER_SIZE, max_size=HEADER_SIZE))
 def test_any_twelve_bytes_are_a_header(data: bytes) -> None:
     assert Header.parse(data).pack() == data
@@ -56,11 +59,13 @@ def test_longest_payload_passes() -> None:
 
 
 @pytest.mark.proves("VU-HDR-5")
+@PROPERTY
 @given(st.integers(0, 0x0FFFFFFF))
 def test_reserved_flag_bits_are_tolerated(bits: int) -> None:
     check_header(Header(1, bits << 4 | 1, 0))
 
 
+@PROPERTY
 @given(st.integers(), st.integers(), st.binary(max_size=64), st.none() | st.integers())
 def test_any_frame_can_be_encoded_and_shown(request: int, flags: int, payload: bytes, size: int | None) -> None:
     frame = Frame(request, flags, payload, size=size)

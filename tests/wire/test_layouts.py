@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.payloads import KINDS, payloads
+from tests.wire.payloads import KINDS, PROPERTY, payloads
 from vhostuser.errors import LocalProtocolError, PayloadError
 from vhostuser.wire import layouts
 from vhostuser.wire import messages as m
@@ -48,6 +48,7 @@ def test_fixed_sizes(kind: type[Payload]) -> None:
 
 @pytest.mark.proves("VU-PAY-1")
 @pytest.mark.parametrize("kind", TOP_LEVEL, ids=_kind_name)
+@PROPERTY
 @given(data=st.data())
 def test_round_trip(kind: type[Payload], data: st.DataObject) -> None:
     value = data.draw(payloads(kind))
@@ -57,6 +58,7 @@ def test_round_trip(kind: type[Payload], data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=_kind_name)
+@PROPERTY
 @given(data=st.data())
 def test_values_are_shown_in_one_line(kind: type[Payload], data: st.DataObject) -> None:
     assert "\n" not in str(data.draw(payloads(kind)))

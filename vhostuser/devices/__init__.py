@@ -1,1 +1,1 @@
-"""To be described by its first module."""
+"""The devices: ``net`` and ``rng``. Each knows its virtqueues and its host side, and no vhost-user message."""

@@ -13,11 +13,14 @@ is blocked on it; so a host that floods a guest without buffers, or a guest that
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 from array import array
 
 import cython
+
+from vhostuser.errors import MemoryAccessError
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import BUDGET, EITHER, EVENT, POLL_MS, PORT_IN, PORT_OUT, VANISHED, WORK
@@ -185,13 +188,44 @@ class ChainPump(Pump):
         ]
         return pieces[: self.first.readable[0]], pieces[self.first.readable[0] :]
 
+    def read(self, ticket: int) -> bytes:
+        """The bytes of the chain's readable buffers. Raises MemoryAccessError if the chain is gone or its memory vanished."""
+        self._check(ticket)
+        before = pages_vanished()
+        data = b"".join(ctypes.string_at(at, size) for at, size in self.buffers()[0])
+        self._check_vanished(before)
+        return data
+
+    def write(self, ticket: int, data: bytes) -> int:
+        """Copy `data` into the chain's writable buffers, as much as fits: bytes copied. Raises as :meth:`read` does."""
+        self._check(ticket)
+        before = pages_vanished()
+        done = 0
+        for at, size in self.buffers()[1]:
+            part = data[done : done + size]
+            ctypes.memmove(at, part, len(part))
+            done += len(part)
+        self._check_vanished(before)
+        return done
+
+    def _check(self, ticket: int) -> None:
+        if ticket != self.ticket or not self.first.taken or not self.first.runs():
+            raise MemoryAccessError(f"chain {ticket} of vring {self.first.index} is no longer the device's")
+
+    def _check_vanished(self, before: int) -> None:
+        if pages_vanished() != before:
+            self.first.break_ring(VANISHED)
+            raise MemoryAccessError(f"guest memory vanished under vring {self.first.index}")
+
     def complete(self, ticket: int, written: int) -> bool:
         """Give the chain with this ticket back with so many bytes written, and publish it.
 
         False: its ring stopped meanwhile, and the chain went back to the driver's side untouched.
         """
         count: cython.uint = written
-        if ticket != self.ticket or not self.first.runs() or not self.first.taken:
+        try:
+            self._check(ticket)
+        except MemoryAccessError:
             return False
         with cython.nogil:
             self.first.written[0] = count

@@ -179,6 +179,10 @@ class Ring:
         self.kick = self.call = -1
         return self.position()
 
+    def break_ring(self, fault: int) -> None:
+        """Break the ring from outside a turn, for a reason of :data:`FAULTS`."""
+        self.fail(fault)
+
     def report(self) -> None:
         """Signal the err descriptor once for the present fault."""
         self.reported = True

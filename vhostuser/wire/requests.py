@@ -174,9 +174,10 @@ class RequestSpec:
 
     @property
     def reply_bodies(self) -> tuple[type[m.Payload], ...]:
-        """Classes that the body of an answer can have, its own reply first."""
+        """Classes that the body of an answer can have; of two that fit a size, the first is meant."""
         own = (self.reply_payload,) if self.reply_payload else ()
-        return own if self.reply is Reply.ALWAYS else (*own, m.U64)
+        # An acknowledgement is as long as a memory table without regions, which nobody sends.
+        return own if self.reply is Reply.ALWAYS else (m.U64, *own)
 
 
 _F = FrontendRequest

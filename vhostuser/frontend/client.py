@@ -1,0 +1,286 @@
+"""A front-end: sends requests to a back-end and waits for their answers.
+
+Must not know: what a device does with its rings. It sends what it is told to, legal or not, in the order it
+is told.
+
+How: :meth:`FrontEnd.request` reads from the table of requests whether an answer follows, waits for it, and
+raises if the back-end refused. On top of it stand the few sequences that every front-end needs:
+negotiation, the memory table, starting and stopping a ring. Frames that no table allows go through
+:meth:`FrontEnd.send_frame`.
+
+An answer that does not come leaves the stream in a state that nobody can tell, and so does cancellation
+while one is awaited; every later request fails then.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from vhostuser.errors import FramingError, VhostUserError
+from vhostuser.fds import FdBundle
+from vhostuser.transport.channel import Channel, Limits
+from vhostuser.transport.endpoints import connect
+from vhostuser.wire.codec import decode_reply, encode
+from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.messages import U64, Payload, VringAddr, VringAddrFlags, VringFd, VringState
+from vhostuser.wire.requests import Direction, FrontendRequest, Reply, RequestSpec, spec_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from vhostuser.frontend.memory import GuestRam
+    from vhostuser.frontend.split import DriverRing
+    from vhostuser.wire.frames import Frame
+
+DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
+"""What :meth:`FrontEnd.negotiate` acknowledges unless told otherwise: what it needs, and nothing that obliges it."""
+
+
+class RefusedError(VhostUserError):
+    """The back-end refused a request: a non-zero acknowledgement, or an empty reply where one has a payload."""
+
+
+class FrontEnd(trio.abc.AsyncResource):
+    """One connection to a back-end.
+
+    Args:
+        channel: The connection, owned from now on.
+        reply_timeout: How long to wait for an answer, in seconds.
+
+    Attributes:
+        channel: The connection, for those who want to receive themselves.
+        offered: Virtio features that the back-end offered.
+        features: Virtio features that were acknowledged.
+        protocol_features: Protocol features that were acknowledged.
+        backend_channel: Our end of the back-end's own channel, once :meth:`open_backend_channel` made it.
+    """
+
+    def __init__(self, channel: Channel, reply_timeout: float = 30.0) -> None:
+        self.channel = channel
+        self.offered = 0
+        self.features = 0
+        self.protocol_features = ProtocolFeature(0)
+        self.backend_channel: Channel | None = None
+        self._reply_timeout = reply_timeout
+        self._turn = trio.Lock()
+        self._unanswered = ""
+
+    @classmethod
+    async def connect(cls, path: str | os.PathLike[str], limits: Limits | None = None) -> FrontEnd:
+        """Connect to a back-end that listens at a path, waiting for it to appear."""
+        return cls(await connect(path, limits))
+
+    @classmethod
+    def from_socket(cls, sock: socket.socket, limits: Limits | None = None) -> FrontEnd:
+        """Use a connected AF_UNIX stream socket, owned from now on."""
+        return cls(Channel(trio.socket.from_stdlib_socket(sock), limits))
+
+    async def aclose(self) -> None:
+        """Close the connection, and the back-end's channel if there is one."""
+        if self.backend_channel is not None:
+            await self.backend_channel.aclose()
+        await self.channel.aclose()
+
+    ####
+    # Single requests and frames
+    ####
+
+    async def request(
+        self,
+        request: int,
+        payload: Payload | bytes | None = None,
+        fds: Iterable[int] = (),
+        *,
+        need_reply: bool | None = None,
+    ) -> Payload | None:
+        """Send a request and wait for its answer, if it has one. Descriptors of the answer are closed.
+
+        Args:
+            request: A :class:`FrontendRequest`, or a number that the specification does not know.
+            payload: Its value; bytes for an unknown number.
+            fds: Descriptors to pass; they stay the caller's.
+            need_reply: Whether to set NEED_REPLY. None: where REPLY_ACK was acknowledged.
+
+        Returns:
+            The value of the reply, the acknowledgement (``U64(0)``), or None where nothing is answered.
+
+        Raises:
+            RefusedError: The back-end refused.
+            FramingError: The answer is none to this request, or did not come in time.
+            ConnectionClosedError: The back-end is gone.
+            LocalProtocolError: The payload or the descriptors are not what the request has.
+        """
+        value, passed = await self.request_with_fds(request, payload, fds, need_reply=need_reply)
+        passed.close()
+        return value
+
+    async def request_with_fds(
+        self,
+        request: int,
+        payload: Payload | bytes | None = None,
+        fds: Iterable[int] = (),
+        *,
+        need_reply: bool | None = None,
+    ) -> tuple[Payload | None, FdBundle]:
+        """As :meth:`request`, but return the answer's descriptors too; they are the caller's."""
+        if need_reply is None:
+            need_reply = ProtocolFeature.REPLY_ACK in self.protocol_features
+        frame = encode(Direction.FRONTEND, request, payload, fds, need_reply)
+        spec = spec_of(Direction.FRONTEND, request)
+        async with self._turn:
+            if self._unanswered:
+                raise FramingError(f"the answer to {self._unanswered} is still outstanding")
+            if not self._is_answered(spec, need_reply, payload):
+                await self.channel.send(frame)
+                return None, FdBundle()
+            answer = await self._exchange(frame, spec.name if spec else f"request {request}")
+        with answer.fds as passed:
+            value = _judge(spec, request, answer)
+            return value, FdBundle(fd.detach() for fd in passed)
+
+    async def send_frame(self, frame: Frame) -> None:
+        """Send any frame, however wrong. If an answer follows, the caller has to receive it."""
+        await self.channel.send(frame)
+
+    async def receive_frame(self) -> Frame:
+        """Receive a frame as it is; its descriptors are the caller's."""
+        return await self.channel.receive()
+
+    async def _exchange(self, frame: Frame, name: str) -> Frame:
+        self._unanswered = name
+        await self.channel.send(frame)
+        with trio.move_on_after(self._reply_timeout):
+            answer = await self.channel.receive()
+            self._unanswered = ""
+            return answer
+        raise FramingError(f"{name}: no answer after {self._reply_timeout:g} s")
+
+    def _is_answered(self, spec: RequestSpec | None, need_reply: bool, payload: object) -> bool:
+        acknowledged = self.protocol_features
+        if spec is not None and spec.number == FrontendRequest.SET_PROTOCOL_FEATURES and isinstance(payload, U64):
+            acknowledged = ProtocolFeature(payload.value)  # the new bits decide about their own acknowledgement
+        if spec is not None:
+            gate = spec.gate or ProtocolFeature(0)
+            if spec.reply is Reply.ALWAYS or (spec.reply is Reply.GATED and gate in acknowledged):
+                return True
+        return need_reply and ProtocolFeature.REPLY_ACK in acknowledged
+
+    async def _word(self, request: FrontendRequest) -> int:
+        reply = await self.request(request)
+        assert isinstance(reply, U64), request  # the table says so, and the codec read it by the table
+        return reply.value
+
+    ####
+    # Sequences
+    ####
+
+    async def negotiate(self, features: int, protocol_features: ProtocolFeature = DEFAULT_PROTOCOL_FEATURES) -> None:
+        """Begin a session and acknowledge what is both wanted and offered.
+
+        Args:
+            features: The virtio features that the driver understands; PROTOCOL_FEATURES is always added.
+            protocol_features: The protocol features to use.
+        """
+        self.offered = await self._word(FrontendRequest.GET_FEATURES)
+        wanted = (features | VhostFeature.PROTOCOL_FEATURES) & self.offered
+        if wanted & VhostFeature.PROTOCOL_FEATURES:
+            offered = ProtocolFeature(await self._word(FrontendRequest.GET_PROTOCOL_FEATURES))
+            chosen = offered & protocol_features
+            await self.request(FrontendRequest.SET_PROTOCOL_FEATURES, U64(chosen))
+            self.protocol_features = chosen
+        await self.request(FrontendRequest.SET_OWNER)
+        await self.request(FrontendRequest.SET_FEATURES, U64(wanted))
+        self.features = wanted
+
+    async def set_mem_table(self, memory: GuestRam) -> None:
+        """Tell all of a guest's memory."""
+        await self.request(FrontendRequest.SET_MEM_TABLE, memory.table(), memory.fds())
+
+    async def start_ring(self, ring: DriverRing, *, enable: bool = True, log_addr: int | None = None) -> None:
+        """Tell a ring's size, position, addresses and eventfds, which starts it, and enable it.
+
+        Args:
+            ring: The ring.
+            enable: Whether to enable it too; without PROTOCOL_FEATURES rings are always enabled.
+            log_addr: Guest-physical address by which writes to its used ring are logged; None for no logging.
+        """
+        r = FrontendRequest
+        await self.request(r.SET_VRING_NUM, VringState(ring.index, ring.size))
+        await self.request(r.SET_VRING_BASE, VringState(ring.index, ring.base))
+        await self.request(r.SET_VRING_ADDR, self.vring_addr(ring, log_addr))
+        vring = VringFd(ring.index)
+        await self.request(r.SET_VRING_ERR, vring, [ring.err_fd.fileno()])
+        await self.request(r.SET_VRING_CALL, vring, [ring.call_fd.fileno()])
+        await self.request(r.SET_VRING_KICK, vring, [ring.kick_fd.fileno()])
+        if enable:
+            await self.enable_ring(ring)
+
+    async def enable_ring(self, ring: DriverRing, enable: bool = True) -> None:
+        """Enable or disable a ring. Does nothing without PROTOCOL_FEATURES, where there is no such request."""
+        if self.features & VhostFeature.PROTOCOL_FEATURES:
+            await self.request(FrontendRequest.SET_VRING_ENABLE, VringState(ring.index, int(enable)))
+
+    async def stop_ring(self, ring: DriverRing) -> int:
+        """Stop a ring; return its position, from which the next start goes on."""
+        reply = await self.request(FrontendRequest.GET_VRING_BASE, VringState(ring.index, 0))
+        assert isinstance(reply, VringState), reply  # as in _word
+        if reply.index != ring.index:
+            raise FramingError(f"GET_VRING_BASE: the answer is about vring {reply.index}, not {ring.index}")
+        ring.base = reply.num
+        return reply.num
+
+    async def open_backend_channel(self) -> Channel:
+        """Make the back-end's own channel and hand it one end; the other is :attr:`backend_channel` from now on."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            channel = Channel(trio.socket.from_stdlib_socket(ours))
+            try:
+                await self.request(FrontendRequest.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
+            except BaseException:
+                ours.close()
+                raise
+        if self.backend_channel is not None:
+            await self.backend_channel.aclose()
+        self.backend_channel = channel
+        return channel
+
+    def vring_addr(self, ring: DriverRing, log_addr: int | None = None) -> VringAddr:
+        """The payload of SET_VRING_ADDR for a ring, in the kind of addresses that was negotiated."""
+
+        def told(guest_phys_addr: int) -> int:
+            if ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
+                return guest_phys_addr
+            return ring.memory.userspace_addr(guest_phys_addr)
+
+        return VringAddr(
+            ring.index,
+            VringAddrFlags(0) if log_addr is None else VringAddrFlags.LOG,
+            descriptor=told(ring.desc_addr),
+            used=told(ring.used_addr),
+            available=told(ring.avail_addr),
+            log=log_addr or 0,
+        )
+
+
+def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | None:
+    """The value of an answer. Raises RefusedError when it says that the request was refused."""
+    if spec is None:
+        refused = any(answer.payload)
+        if refused or answer.request != request:
+            raise RefusedError(f"request {request}: {answer}")
+        return None
+    value = decode_reply(spec, answer)
+    own_reply = spec.reply is Reply.ALWAYS
+    if value is None and own_reply and spec.reply_payload is not None:
+        raise RefusedError(f"{spec.name}: refused with an empty reply")
+    # Acknowledgements, and the replies that are one in all but name (those that have a value for a refusal).
+    if isinstance(value, U64) and (not own_reply or spec.refusal is not None) and value.value & ~_NO_FD:
+        raise RefusedError(f"{spec.name}: refused with {value.value:#x}")
+    return value
+
+
+_NO_FD = 0x100  # SET_DEVICE_STATE_FD: success, and no other descriptor to use
