@@ -1,22 +1,17 @@
 """Builds the compiled edition of the data path; everything else is in pyproject.toml.
 
-The modules below are annotated Python. Where a C compiler works they become extension modules; where none does the
+The modules of ``vhostuser.edition.MODULES`` are annotated Python. Where a C compiler works they become extension modules; where none does the
 install succeeds all the same and the same files run interpreted. ``VHOSTUSER_REQUIRE_COMPILED=1`` makes that fatal.
 """
 
 import os
+import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-COMPILED = (
-    "vhostuser.virtio.memory",
-    "vhostuser.virtio.ring",
-    "vhostuser.virtio.split",
-    "vhostuser.virtio.pump",
-    "vhostuser.devices.net.header",
-    "vhostuser.devices.net.pump",
-)
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from vhostuser.edition import MODULES  # noqa: E402
 
 required = os.environ.get("VHOSTUSER_REQUIRE_COMPILED") == "1"
 directives = {
@@ -33,6 +28,6 @@ extensions = [
         extra_compile_args=["-O2", "-g0", "-Wno-unused-function", "-Wno-sign-compare"],
         optional=not required,
     )
-    for name in COMPILED
+    for name in MODULES
 ]
 setup(ext_modules=cythonize(extensions, compiler_directives=directives, quiet=True))

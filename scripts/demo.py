@@ -89,7 +89,8 @@ def show_machine(kind: str, report: Report) -> dict[str, Any]:
                     report.row(f"TCP {way}", f"{speed:.0f} Mbit/s", speed > 0)
             for way, largest in (("guest to host", watcher.from_guest), ("host to guest", watcher.to_guest)):
                 report.row(f"largest frame at the tap, {way}", f"{largest} bytes", largest > PLAIN_FRAME)
-            for side, errors in (("guest", guest.snmp("Tcp", "InCsumErrors")), ("host", netns.snmp("Tcp", "InCsumErrors"))):
+            for side, stack in (("guest", guest), ("host", netns)):
+                errors = stack.snmp("Tcp", "InCsumErrors")
                 report.row(f"TcpInCsumErrors, {side}", str(errors), errors == 0)
             return backend.counters()
 

@@ -112,7 +112,8 @@ class GuestJob:
         """Wait for its end and return what it printed. Raises RigError when it failed."""
         tries = int(timeout * 20)
         status = self._agent.run(
-            f"for i in $(seq {tries}); do [ -s {self._name}.rc ] && exec cat {self._name}.rc; usleep 50000; done; exit 1",
+            f"for i in $(seq {tries}); do [ -s {self._name}.rc ] && exec cat {self._name}.rc; usleep 50000; done; "
+            "exit 1",
             timeout + 30,
         )
         output = self.output

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.rig.netns import Netns
-from tests.rig.process import Program, wait_until
+from tests.rig.process import Program, RigError, wait_until
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Footprint:
 
     Attributes:
         fds: open descriptors by kind: sockets, eventfds, guest memory, ...
-        mappings: mapped files by name; anonymous memory grows and shrinks with the allocator and says nothing.
+        mappings: what is mapped, by name, but for libraries, which are loaded as they are needed, and anonymous
+            memory, which grows and shrinks with the allocator.
         tasks: threads.
     """
 
@@ -49,8 +50,20 @@ class Footprint:
             except FileNotFoundError:
                 continue  # closed while we looked
         names = (line.split(maxsplit=5)[5:] for line in (process / "maps").read_text().splitlines())
-        mappings = Counter(name[0] for name in names if name and not name[0].startswith("["))
+        mappings = Counter(
+            name[0] for name in names if name and not name[0].startswith("[") and not Path(name[0]).is_file()
+        )
         return cls(fds, mappings, len(list((process / "task").iterdir())))
+
+    def difference(self, other: Footprint) -> str:
+        """What the other holds more (+) or less (-) than this one; empty when they are equal."""
+        lines = [
+            f"{count:+d} {kind}"
+            for mine, theirs in ((self.fds, other.fds), (self.mappings, other.mappings))
+            for kind in sorted(mine | theirs)
+            if (count := theirs[kind] - mine[kind])
+        ]
+        return ", ".join(lines + ([f"{other.tasks - self.tasks:+d} threads"] if other.tasks != self.tasks else []))
 
 
 class Backend:
@@ -140,8 +153,11 @@ class Backend:
         return Footprint.of(self.program.pid)
 
     def wait_for_footprint(self, expected: Footprint, timeout: float = 10.0) -> None:
-        """Wait until it holds just that again. Raises RigError that shows both."""
-        wait_until(lambda: self.footprint() == expected, timeout, f"{expected}, still {self.footprint()}")
+        """Wait until it holds just that again. Raises RigError that tells the difference."""
+        try:
+            wait_until(lambda: self.footprint() == expected, timeout, "the back-end to let go")
+        except RigError as error:
+            raise RigError(f"{error}: {expected.difference(self.footprint())}") from None
 
     def close(self) -> dict[str, Any]:
         """End it in order and return its last counters. Raises RigError when its status is not 0."""

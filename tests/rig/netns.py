@@ -86,7 +86,7 @@ class Netns:
         """One counter of /proc/net/snmp, for example ``("Tcp", "InCsumErrors")``."""
         return parse_snmp(self.run("cat", "/proc/net/snmp"), protocol, counter)
 
-    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    def open_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket that lives in this namespace, whatever namespace the caller is in."""
         if self.name is None:
             return socket.socket(family, kind, protocol)
@@ -111,7 +111,7 @@ class Netns:
 
     def packet_socket(self, link: str) -> socket.socket:
         """A raw packet socket bound to an interface: sends to it and sees all that passes it."""
-        packets = self.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        packets = self.open_socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         packets.bind((link, ETH_P_ALL))
         return packets
 

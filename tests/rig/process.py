@@ -7,6 +7,7 @@ kernel then kills it), so that an interrupted test run leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -97,7 +98,7 @@ class Program:
         """What it has printed so far."""
         return self.log.read_text(errors="replace")
 
-    def type(self, line: str) -> None:
+    def type_line(self, line: str) -> None:
         """Write one line to its standard input."""
         assert self._popen.stdin is not None, "started without keep_stdin"
         self._popen.stdin.write(line.encode() + b"\n")
@@ -172,10 +173,8 @@ class Program:
 
     def _close_stdin(self) -> None:
         if self._popen.stdin is not None and not self._popen.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 self._popen.stdin.close()
-            except BrokenPipeError:
-                pass
 
     def __enter__(self) -> Self:
         return self

@@ -34,14 +34,14 @@ class VhostUserNic:
     """A network card whose back-end is at ``socket``.
 
     Attributes:
-        socket: the vhost-user socket.
+        socket: the path of the vhost-user socket, or a connection that QEMU inherits.
         server: QEMU listens and the back-end connects.
         reconnect: seconds between QEMU's tries to connect again, 0 for none.
         queues: queue pairs.
         options: more properties of the device, for example ``disable-modern=on``.
     """
 
-    socket: Path
+    socket: Path | socket.socket
     server: bool = False
     reconnect: int = 0
     queues: int = 1
@@ -49,7 +49,8 @@ class VhostUserNic:
 
     def arguments(self) -> list[str]:
         """QEMU's command line for it."""
-        chardev = f"socket,id=nic,path={self.socket}"
+        where = f"path={self.socket}" if isinstance(self.socket, Path) else f"fd={self.socket.fileno()}"
+        chardev = f"socket,id=nic,{where}"
         if self.server:
             chardev += ",server=on,wait=off"
         if self.reconnect:
@@ -62,6 +63,10 @@ class VhostUserNic:
             device += "," + self.options
         netdev = f"vhost-user,id=net,chardev=nic,queues={self.queues}"
         return ["-chardev", chardev, "-netdev", netdev, "-device", device]
+
+    def inherited(self) -> list[int]:
+        """Descriptors that QEMU inherits for it."""
+        return [] if isinstance(self.socket, Path) else [self.socket.fileno()]
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,11 @@ class Qemu:
             *("-chardev", f"socket,id=agent,path={self._serial},server=on,wait=off", "-serial", "chardev:agent"),
             *("-qmp", f"unix:{self._monitor},server=on,wait=off"),
         ]
+        inherited: list[int] = []
         for device in devices:
             argv += device.arguments()
-        self.program = Program(netns.argv(argv) if netns else argv, folder / "qemu.log")
+            inherited += device.inherited() if isinstance(device, VhostUserNic) else []
+        self.program = Program(netns.argv(argv) if netns else argv, folder / "qemu.log", pass_fds=inherited)
         try:
             self.agent = Agent(self._connect(self._serial).detach())
             self._qmp = Monitor(self._connect(self._monitor))

@@ -6,6 +6,7 @@ to a command stays in a buffer until the end. It takes commands on a standard in
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -86,7 +87,7 @@ class Testpmd:
     def command(self, line: str) -> str:
         """Run one of testpmd's commands and return what it printed. Raises RigError."""
         start = len(self.program.output)
-        self.program.type(line)
+        self.program.type_line(line)
 
         def answered() -> str | None:
             # it echoes the line after the prompt that it printed before
@@ -124,11 +125,9 @@ class Testpmd:
     def close(self) -> None:
         """Stop the ports in order, as far as it still answers, and end it."""
         if self.program.alive:
-            self.program.type("quit")
-            try:
+            self.program.type_line("quit")
+            with contextlib.suppress(RigError):  # stop() ends it all the same
                 self.program.wait(10)
-            except RigError:
-                pass  # stop() ends it all the same
         self.program.stop()
         self._folder.cleanup()
 

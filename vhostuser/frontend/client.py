@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
 """What :meth:`FrontEnd.negotiate` acknowledges unless told otherwise: what it needs, and nothing that obliges it."""
 
+_NO_FD = 0x100
+"""In the reply to SET_DEVICE_STATE_FD: success, and no other descriptor to use."""
+
 
 class RefusedError(VhostUserError):
     """The back-end refused a request: a non-zero acknowledgement, or an empty reply where one has a payload."""
@@ -103,7 +106,7 @@ class FrontEnd(trio.abc.AsyncResource):
             request: A :class:`FrontendRequest`, or a number that the specification does not know.
             payload: Its value; bytes for an unknown number.
             fds: Descriptors to pass; they stay the caller's.
-            need_reply: Whether to set NEED_REPLY. None: where REPLY_ACK was acknowledged.
+            need_reply: Whether to set NEED_REPLY. None: where it makes a difference.
 
         Returns:
             The value of the reply, the acknowledgement (``U64(0)``), or None where nothing is answered.
@@ -127,10 +130,11 @@ class FrontEnd(trio.abc.AsyncResource):
         need_reply: bool | None = None,
     ) -> tuple[Payload | None, FdBundle]:
         """As :meth:`request`, but return the answer's descriptors too; they are the caller's."""
-        if need_reply is None:
-            need_reply = ProtocolFeature.REPLY_ACK in self.protocol_features
-        frame = encode(Direction.FRONTEND, request, payload, fds, need_reply)
         spec = spec_of(Direction.FRONTEND, request)
+        if need_reply is None:
+            own_reply = spec is not None and spec.reply is Reply.ALWAYS
+            need_reply = ProtocolFeature.REPLY_ACK in self.protocol_features and not own_reply
+        frame = encode(Direction.FRONTEND, request, payload, fds, need_reply)
         async with self._turn:
             if self._unanswered:
                 raise FramingError(f"the answer to {self._unanswered} is still outstanding")
@@ -138,9 +142,11 @@ class FrontEnd(trio.abc.AsyncResource):
                 await self.channel.send(frame)
                 return None, FdBundle()
             answer = await self._exchange(frame, spec.name if spec else f"request {request}")
-        with answer.fds as passed:
-            value = _judge(spec, request, answer)
-            return value, FdBundle(fd.detach() for fd in passed)
+        try:
+            return _judge(spec, request, answer), answer.fds
+        except VhostUserError:
+            answer.fds.close()
+            raise
 
     async def send_frame(self, frame: Frame) -> None:
         """Send any frame, however wrong. If an answer follows, the caller has to receive it."""
@@ -281,6 +287,3 @@ def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | N
     if isinstance(value, U64) and (not own_reply or spec.refusal is not None) and value.value & ~_NO_FD:
         raise RefusedError(f"{spec.name}: refused with {value.value:#x}")
     return value
-
-
-_NO_FD = 0x100  # SET_DEVICE_STATE_FD: success, and no other descriptor to use

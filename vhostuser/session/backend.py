@@ -158,14 +158,13 @@ class BackendSession:
     # -- gates ----------------------------------------------------------------------------------------------
 
     def _check_gates(self, spec: RequestSpec) -> None:
-        virtio_gate = spec.virtio_gate or VhostFeature(0)
-        if virtio_gate & ~self.offer.virtio_features:
-            raise UnsupportedRequestError(f"{spec.name}: {virtio_gate.name} is not offered")
         gate = spec.gate or ProtocolFeature(0)
-        if missing := gate & ~self.offer.protocol_features:
-            raise UnsupportedRequestError(f"{spec.name}: {missing.name} is not offered")
-        if missing := gate & ~self.protocol_features:
-            raise NotNegotiatedError(f"{spec.name}: {missing.name} is not acknowledged")
+        if spec.virtio_gate and _beyond(spec.virtio_gate, self.offer.virtio_features):
+            raise UnsupportedRequestError(f"{spec.name}: {spec.virtio_gate.name} is not offered")
+        if missing := _beyond(gate, self.offer.protocol_features):
+            raise UnsupportedRequestError(f"{spec.name}: {ProtocolFeature(missing).name} is not offered")
+        if missing := _beyond(gate, self.protocol_features):
+            raise NotNegotiatedError(f"{spec.name}: {ProtocolFeature(missing).name} is not acknowledged")
         if spec.number is _R.SET_VRING_ENABLE and not self._enable_is_legal():
             raise NotNegotiatedError("SET_VRING_ENABLE: PROTOCOL_FEATURES is not acknowledged")
         if spec.state is LegalState.ALL_RINGS_STOPPED and not self.suspended:
@@ -207,14 +206,14 @@ class BackendSession:
                 check_vring_values(message.request, payload, packed, self.offer.max_vring_num)
 
     def _check_features(self, word: int) -> None:
-        if unoffered := word & ~self.offer.virtio_features:
+        if unoffered := _beyond(word, self.offer.virtio_features):
             raise PayloadError(f"SET_FEATURES: bits {unoffered:#x} of {word:#x} are not offered")
-        changed = (word ^ self.features) & ~VhostFeature.LOG_ALL
+        changed = _beyond(word ^ self.features, VhostFeature.LOG_ALL)
         if changed and not self.suspended:
             raise StateError(f"SET_FEATURES: bits {changed:#x} cannot change while a vring is started")
 
     def _check_protocol_features(self, word: int) -> None:
-        if unoffered := word & ~self.offer.protocol_features:
+        if unoffered := _beyond(word, self.offer.protocol_features):
             raise PayloadError(f"SET_PROTOCOL_FEATURES: bits {unoffered:#x} of {word:#x} are not offered")
         features = ProtocolFeature(word)
         if ProtocolFeature.INBAND_NOTIFICATIONS in features and _INBAND_NEEDS not in features:
@@ -289,6 +288,11 @@ class BackendSession:
                 vring.started = False
             case _R.SET_VRING_ENABLE:
                 vring.enabled = bool(getattr(message.payload, "num", 0))
+
+
+def _beyond(word: int, allowed: int) -> int:
+    """Bits of a word that are not allowed. Plain integers: ``~`` of an IntFlag forgets bits above those it knows."""
+    return int(word) & ~int(allowed)
 
 
 def _check_rarp(word: int) -> None:

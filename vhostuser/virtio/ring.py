@@ -156,7 +156,10 @@ class Ring:
         self.desc, self.driver, self.device = places
 
     def start(self, base: int) -> None:
-        """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only."""
+        """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only.
+
+        The driver is signalled once: a back-end that died may have published buffers without a call.
+        """
         before = pages_vanished()
         self.fault = 0
         self.reported = False
@@ -164,6 +167,7 @@ class Ring:
         self.taken = 0
         self.set_position(base)
         self.started = True
+        self.notify()
         if pages_vanished() != before:
             self.fail(VANISHED)
 

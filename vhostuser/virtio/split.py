@@ -60,6 +60,12 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.ring import Ring
 
 
+def area_sizes(num: int, event_idx: bool) -> tuple[int, int, int]:
+    """Bytes of descriptor table, avail ring and used ring; the event fields count only where negotiated."""
+    event = 2 if event_idx else 0
+    return 16 * num, 4 + 2 * num + event, 4 + 8 * num + event
+
+
 class SplitRing(Ring):
     """A split virtqueue. The size is a power of two up to 32768, which the session has checked."""
 
@@ -75,9 +81,8 @@ class SplitRing(Ring):
     # ---- the control side ------------------------------------------------------------------------------------------
 
     def area_sizes(self) -> tuple[int, int, int]:
-        """Bytes of descriptor table, avail ring and used ring; the event fields count only where negotiated."""
-        event = 2 if self.event_idx else 0
-        return 16 * self.num, 4 + 2 * self.num + event, 4 + 8 * self.num + event
+        """Bytes of descriptor table, avail ring and used ring."""
+        return area_sizes(self.num, self.event_idx)
 
     def set_position(self, base: int) -> None:
         """Go on at avail index `base`; the used index is the one in guest memory."""

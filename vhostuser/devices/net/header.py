@@ -56,9 +56,8 @@ def admit(header: cython.ulonglong, frame: cython.ulonglong, offloads: cython.ui
     needed: cython.uint
     if load_u16(header + 2) > frame:
         return False
-    if flags & _NEEDS_CSUM:
-        if not offloads & _CSUM or load_u16(header + 6) + load_u16(header + 8) + 2 > frame:
-            return False
+    if flags & _NEEDS_CSUM and (not offloads & _CSUM or load_u16(header + 6) + load_u16(header + 8) + 2 > frame):
+        return False
     store_u8(header, flags & _NEEDS_CSUM)
     if gso == 0:
         return True

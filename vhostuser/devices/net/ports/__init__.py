@@ -1,1 +1,33 @@
-"""To be described by its first module."""
+"""Ports: where a net device's packets leave and arrive on the host.
+
+A port is one non-blocking descriptor that keeps packet boundaries, with a virtio_net_hdr before each packet.
+"""
+
+from typing import Protocol
+
+from vhostuser.devices.net.features import NetFeature
+
+
+class Port(Protocol):
+    """What a net device needs of its port.
+
+    Attributes:
+        unsupported: network features that the port cannot do.
+    """
+
+    unsupported: NetFeature
+
+    def fileno(self) -> int:
+        """The descriptor that packets are read from and written to."""
+
+    def configure(self, features: int, header_size: int) -> None:
+        """Get ready for a driver: header size in bytes, what it can receive, and nothing left over from before."""
+
+    def set_carrier(self, up: bool) -> None:
+        """Show the host whether a driver is there."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the MTU in bytes."""
+
+    def close(self) -> None:
+        """Close the port."""

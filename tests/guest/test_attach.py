@@ -1,0 +1,68 @@
+"""The ways in which a front-end and the back-end meet, and the guests that meet it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.rig import acceptance
+from tests.rig.acceptance import GUEST_ADDRESS, HOST_ADDRESS, PREFIX
+from tests.rig.backend import Backend
+from tests.rig.image import GuestImage
+from tests.rig.netns import Netns
+from tests.rig.qemu import Qemu, VhostUserNic
+from tests.rig.traffic import Host
+
+pytestmark = pytest.mark.guest
+
+
+def serve(netns: Netns, backend: Backend, guest: Qemu) -> None:
+    """Give both ends an address and see that the guest is there."""
+    assert backend.tap is not None
+    netns.add_address(backend.tap, f"{HOST_ADDRESS}/{PREFIX}")
+    guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
+    acceptance.ping(netns)
+
+
+def test_legacy_guest(image: GuestImage) -> None:
+    """A device of virtio 0.9: no VERSION_1, a header of 10 bytes."""
+    with (
+        Netns() as netns,
+        Backend(netns) as backend,
+        Qemu(image, [VhostUserNic(backend.socket, options="disable-modern=on,mrg_rxbuf=off")]) as guest,
+    ):
+        version_1 = guest.run("cut -c 33 /sys/class/net/eth0/device/features").strip()
+        assert version_1 == "0"
+        serve(netns, backend, guest)
+        assert len(acceptance.checked_traffic(guest, Host(netns, image), 1)) == 4
+
+
+def test_back_end_connects_to_a_listening_front_end(image: GuestImage) -> None:
+    with (
+        Netns() as netns,
+        Backend(netns, client=True) as backend,
+        Qemu(image, [VhostUserNic(backend.socket, server=True)]) as guest,
+    ):
+        serve(netns, backend, guest)
+
+
+def test_inherited_listening_socket(image: GuestImage, tmp_path: Path) -> None:
+    path = tmp_path / "listening.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Netns() as netns, Backend(netns, fd=listener) as backend, Qemu(image, [VhostUserNic(path)]) as guest:
+            serve(netns, backend, guest)
+    assert path.exists(), "who made the socket removes it"
+
+
+def test_inherited_connection(image: GuestImage) -> None:
+    ours, theirs = socket.socketpair()
+    with Netns() as netns, ours, theirs, Backend(netns, fd=ours) as backend:
+        with Qemu(image, [VhostUserNic(theirs)]) as guest:
+            serve(netns, backend, guest)
+        ours.close()
+        theirs.close()
+        assert backend.program.wait() == 0, "there is nobody else to serve"

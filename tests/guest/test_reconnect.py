@@ -1,0 +1,24 @@
+"""Either side goes away, in order or not, and comes back; nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rig import acceptance
+from tests.rig.image import GuestImage
+
+pytestmark = pytest.mark.guest
+
+CYCLES = 10
+
+
+def test_back_end_killed_and_restarted(image: GuestImage) -> None:
+    assert acceptance.restart_back_end(image, cycles=CYCLES)["cycles"] == CYCLES
+
+
+def test_front_ends_come_and_go(image: GuestImage) -> None:
+    assert acceptance.restart_front_end(cycles=CYCLES)["cycles"] == CYCLES
+
+
+def test_listening_front_end_killed_and_restarted(image: GuestImage) -> None:
+    assert acceptance.restart_listening_front_end(image, cycles=CYCLES)["cycles"] == CYCLES

@@ -1,0 +1,20 @@
+"""The generated reference and the register of statements are up to date."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("command", [("spec-messages", "--check"), ("spec-coverage",)], ids=lambda words: words[0])
+def test_script_finds_nothing_wrong(command: tuple[str, ...]) -> None:
+    script, *options = command
+    run = subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, *options], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, f"{run.stdout}{run.stderr}(scripts/{script} writes or explains it)"

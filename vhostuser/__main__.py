@@ -1,0 +1,5 @@
+"""``python -m vhostuser``."""
+
+from vhostuser.cli import main
+
+main()

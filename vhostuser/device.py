@@ -1,0 +1,123 @@
+"""What the author of a device writes, and sees.
+
+Must not know messages, sockets, or who runs the device. A device says which features it offers and which rings belong
+together (a *queue group* has one thread), and makes the pump that turns a group's rings. Fast devices have a pump of
+their own; a device in Python overrides :meth:`Device.serve` and gets its chains one by one::
+
+    class Echo(Device):
+        name, groups = "echo", ((0,),)
+
+        async def serve(self, queue: Queue) -> None:
+            async for chain in queue:
+                await chain.complete(await chain.read())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import ClassVar, TypeVar
+
+import trio
+
+from vhostuser.virtio.features import SUPPORTED
+from vhostuser.virtio.layout import EITHER
+from vhostuser.virtio.pump import ChainPump, Pump
+from vhostuser.virtio.split import SplitRing
+
+T = TypeVar("T")
+#: Runs a function in the thread that owns a group's rings, between two turns, and returns what it returns.
+InTurn = Callable[[Callable[[], T]], Awaitable[T]]
+
+
+class Device:
+    """A virtio device without its transport.
+
+    Attributes:
+        name: for logs.
+        groups: the ring indices of each queue group.
+        features: the virtio feature bits offered, ring features included.
+        mtu_settable: whether :meth:`set_mtu` works, so that NET_MTU may be offered.
+    """
+
+    name: str
+    groups: tuple[tuple[int, ...], ...]
+    features: int = SUPPORTED
+    mtu_settable: ClassVar[bool] = False
+
+    @property
+    def num_rings(self) -> int:
+        """How many rings the device has."""
+        return sum(len(group) for group in self.groups)
+
+    def pump(self, group: int, features: int) -> Pump:
+        """The pump for queue group `group` under the acknowledged `features`; made when its first ring starts."""
+        return ChainPump(SplitRing(self.groups[group][0], EITHER))
+
+    async def serve(self, queue: Queue) -> None:
+        """Serve the chains of one ring, if the device is written in Python; cancelled when the ring's group ends."""
+        raise NotImplementedError(f"device {self.name} neither has a pump of its own nor serves chains")
+
+    def driver_started(self, features: int) -> None:
+        """A driver is there: its first ring is about to start under the acknowledged `features`."""
+
+    def driver_stopped(self) -> None:
+        """The driver is gone: its last ring has stopped."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """Take over the front-end's MTU in bytes. Raises PortError when the host side refuses it."""
+        raise NotImplementedError(f"device {self.name} has no MTU")
+
+    def close(self) -> None:
+        """Release the host side."""
+
+
+class Chain:
+    """One descriptor chain: what the driver wrote, and room for what it wants to read.
+
+    Attributes:
+        readable, writable: bytes of its buffers.
+    """
+
+    def __init__(self, pump: ChainPump, in_turn: InTurn[object]) -> None:
+        readable, writable = pump.buffers()
+        self.readable = sum(size for _, size in readable)
+        self.writable = sum(size for _, size in writable)
+        self._pump = pump
+        self._ticket = pump.ticket
+        self._in_turn = in_turn
+
+    async def read(self) -> bytes:
+        """What the driver wrote. Raises MemoryAccessError if the chain's ring stopped or its memory vanished."""
+        data = await self._in_turn(lambda: self._pump.read(self._ticket))
+        assert isinstance(data, bytes)
+        return data
+
+    async def complete(self, data: bytes = b"") -> None:
+        """Write `data`, as much as fits, and give the chain back. Raises as :meth:`read` does."""
+
+        def finish() -> None:
+            written = self._pump.write(self._ticket, data) if data else 0
+            self._pump.complete(self._ticket, written)
+
+        await self._in_turn(finish)
+
+
+class Queue:
+    """The chains of one ring, as an asynchronous iterator. Complete each one before asking for the next."""
+
+    def __init__(self, pump: ChainPump, in_turn: InTurn[object]) -> None:
+        self._pump = pump
+        self._in_turn = in_turn
+        self._ready = trio.Event()
+
+    def offer(self) -> None:
+        """The thread took a chain; called in the event loop."""
+        self._ready.set()
+
+    def __aiter__(self) -> Queue:
+        return self
+
+    async def __anext__(self) -> Chain:
+        await self._ready.wait()
+        self._ready = trio.Event()
+        return Chain(self._pump, self._in_turn)

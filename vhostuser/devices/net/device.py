@@ -1,0 +1,49 @@
+"""The virtio network device: one queue pair on one port."""
+
+from __future__ import annotations
+
+from vhostuser.device import Device
+from vhostuser.devices.net import features as net
+from vhostuser.devices.net.ports import Port
+from vhostuser.devices.net.pump import NetPump
+from vhostuser.virtio.features import SUPPORTED as RING_FEATURES
+
+_OFFERABLE = net.SUPPORTED | net.NetFeature.MTU
+
+
+class NetDevice(Device):
+    """A network device: ring 0 receives, ring 1 transmits."""
+
+    name = "net"
+    groups = ((0, 1),)
+    mtu_settable = True
+
+    def __init__(self, port: Port, add: int = 0, remove: int = 0) -> None:
+        """A device on `port`, which it closes; `add` and `remove` change the features offered by default."""
+        self.port = port
+        able = net.SUPPORTED & ~port.unsupported
+        self.features = net.consistent((RING_FEATURES | able | (add & _OFFERABLE & ~port.unsupported)) & ~remove)
+        port.set_carrier(False)
+
+    def pump(self, group: int, features: int) -> NetPump:
+        """The pump of the queue pair."""
+        pump = NetPump(self.groups[group][0], features)
+        pump.port = self.port.fileno()
+        return pump
+
+    def driver_started(self, features: int) -> None:
+        """Set the port up for what the driver accepted, and show the host a carrier."""
+        self.port.configure(net.consistent(features), net.header_size(features))
+        self.port.set_carrier(True)
+
+    def driver_stopped(self) -> None:
+        """Take the carrier away: nobody receives now."""
+        self.port.set_carrier(False)
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the port's MTU."""
+        self.port.set_mtu(mtu)
+
+    def close(self) -> None:
+        """Close the port."""
+        self.port.close()

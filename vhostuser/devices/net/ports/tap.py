@@ -1,0 +1,203 @@
+"""A tap interface as port (linux/if_tun.h).
+
+A tap with IFF_VNET_HDR passes the driver's virtio_net_hdr through as it is, so checksums and segmentation stay undone until
+hardware, or the receiver, needs them. What the kernel may leave undone towards the driver is set from what the
+driver accepted (TUNSETOFFLOAD).
+
+A tap that we make is not persistent: it goes with its descriptor, whatever becomes of us.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from vhostuser.devices.net.features import NetFeature
+from vhostuser.errors import PortError
+
+_TUNSETIFF = 0x400454CA
+_TUNGETIFF = 0x800454D2
+_TUNSETOFFLOAD = 0x400454D0
+_TUNSETVNETHDRSZ = 0x400454D8
+_TUNSETVNETLE = 0x400454DC
+_TUNSETCARRIER = 0x400454E2
+_FLAGS = {"tun": 0x1, "tap": 0x2, "multi_queue": 0x100, "one_queue": 0x2000, "no_pi": 0x1000, "vnet_hdr": 0x4000}
+_WANTED = ("tap", "no_pi", "vnet_hdr")
+_IFNAMSIZ = 16
+
+# TUN_F_*, by what the driver must have accepted
+_OFFLOADS = {
+    NetFeature.GUEST_CSUM: 0x01,
+    NetFeature.GUEST_TSO4: 0x02,
+    NetFeature.GUEST_TSO6: 0x04,
+    NetFeature.GUEST_ECN: 0x08,
+    NetFeature.GUEST_UFO: 0x10,
+    NetFeature.GUEST_USO4: 0x20,
+    NetFeature.GUEST_USO6: 0x40,
+}
+_USO = NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6 | NetFeature.HOST_USO
+_FLUSH_LIMIT = 4096  # frames; a tap queues 1000 unless told otherwise
+
+
+class Tap:
+    """An open tap queue.
+
+    Attributes:
+        name: the interface's name.
+        unsupported: network features that this kernel's tap cannot do.
+    """
+
+    def __init__(self, fd: int, name: str) -> None:
+        """Take over the open queue `fd` of interface `name`.
+
+        Raises:
+            PortError: its flags are others than tap, no_pi, vnet_hdr. The descriptor stays the caller's then.
+        """
+        self.name = name
+        request = struct.pack(f"{_IFNAMSIZ}sH22x", b"", 0)
+        try:
+            flags = struct.unpack_from("H", fcntl.ioctl(fd, _TUNGETIFF, request), _IFNAMSIZ)[0]
+        except OSError as error:
+            raise PortError(f"descriptor {fd} is no attached tap queue: {error.strerror}") from error
+        if missing := [flag for flag in _WANTED if not flags & _FLAGS[flag]]:
+            present = ", ".join(flag for flag, bit in _FLAGS.items() if flags & bit)
+            raise PortError(f"tap {name}: opened with the flags {present}; {', '.join(missing)} missing")
+        # The description is the launcher's as well when it was passed to us, but a queue has one reader.
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self.unsupported = NetFeature(0) if self._set_offloads(0x7F) else _USO  # before Linux 6.2
+        self._set_offloads(0)
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def configure(self, features: int, header_size: int) -> None:
+        """Get ready for a driver: header size, what it can receive, and nothing left over from before."""
+        self._set("TUNSETVNETHDRSZ", _TUNSETVNETHDRSZ, header_size)
+        if sys.byteorder != "little":
+            self._set("TUNSETVNETLE", _TUNSETVNETLE, 1)
+        offloads = sum(mask for bit, mask in _OFFLOADS.items() if features & bit)
+        if not self._set_offloads(offloads if offloads & 1 else 0):
+            raise PortError(f"tap {self.name}: the kernel refuses the offloads {offloads:#x}")
+        self.flush()
+
+    def flush(self) -> int:
+        """Throw away what waits to be received; the number of frames."""
+        with suppress(BlockingIOError):
+            for frame in range(_FLUSH_LIMIT):
+                if not os.read(self._fd, 65536 + 64):
+                    return frame
+        return _FLUSH_LIMIT
+
+    def set_carrier(self, up: bool) -> None:
+        """Show the host whether a driver is there."""
+        self._set("TUNSETCARRIER", _TUNSETCARRIER, int(up))
+
+    def bring_up(self) -> None:
+        """Set the interface up. Raises PortError without CAP_NET_ADMIN."""
+        self._link(state="up")
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the interface's MTU in bytes. Raises PortError when the kernel refuses it."""
+        self._link(mtu=mtu)
+
+    def close(self) -> None:
+        """Close the queue; a tap that we made goes with it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _set(self, what: str, request: int, value: int) -> None:
+        try:
+            fcntl.ioctl(self._fd, request, struct.pack("i", value))
+        except OSError as error:
+            raise PortError(f"tap {self.name}: {what} {value}: {error.strerror}") from error
+
+    def _set_offloads(self, offloads: int) -> bool:
+        try:
+            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offloads)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise PortError(f"tap {self.name}: TUNSETOFFLOAD {offloads:#x}: {error.strerror}") from error
+            return False
+        return True
+
+    def _link(self, **change: object) -> None:
+        from pyroute2 import IPRoute, NetlinkError  # a quarter of a second to import, and not always needed
+
+        try:
+            with IPRoute() as netlink:
+                netlink.link("set", index=netlink.link_lookup(ifname=self.name)[0], **change)
+        except (NetlinkError, OSError, IndexError) as error:
+            wanted = ", ".join(f"{key} {value}" for key, value in change.items())
+            reason = "CAP_NET_ADMIN is missing" if getattr(error, "code", 0) == errno.EPERM else error
+            raise PortError(f"tap {self.name}: cannot set {wanted}: {reason}") from error
+
+
+def open_tap(name: str) -> Tap:
+    """Attach to the tap `name`, making it if it is not there, and bring it up.
+
+    Raises:
+        PortError: no privilege, in use, or there with other flags.
+    """
+    if not 0 < len(name.encode()) < _IFNAMSIZ:
+        raise PortError(f"tap {name!r}: an interface name has 1 to {_IFNAMSIZ - 1} bytes")
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise PortError(f"/dev/net/tun: {error.strerror}; load the module tun, or pass --tap fd:N") from error
+    try:
+        flags = sum(_FLAGS[flag] for flag in _WANTED)
+        try:
+            fcntl.ioctl(fd, _TUNSETIFF, struct.pack(f"{_IFNAMSIZ}sH22x", name.encode(), flags))
+        except OSError as error:
+            raise PortError(f"tap {name}: {_why_not(name, error)}") from error
+        tap = Tap(fd, name)
+        tap.bring_up()
+    except BaseException:
+        os.close(fd)
+        raise
+    return tap
+
+
+def adopt_tap(fd: int) -> Tap:
+    """Use a tap queue that somebody else opened, configured and brought up; this needs no privilege.
+
+    Raises:
+        PortError: it is not a tap queue, or not one with vnet_hdr and no_pi.
+    """
+    try:
+        reply = fcntl.ioctl(fd, _TUNGETIFF, struct.pack(f"{_IFNAMSIZ}sH22x", b"", 0))
+    except OSError as error:
+        raise PortError(f"--tap fd:{fd}: not an attached tap queue: {error.strerror}") from error
+    os.set_inheritable(fd, False)
+    return Tap(fd, reply[:_IFNAMSIZ].split(b"\0")[0].decode())
+
+
+def _why_not(name: str, error: OSError) -> str:
+    """A sentence for a TUNSETIFF that failed."""
+    present = _present_flags(name)
+    match error.errno:
+        case errno.EPERM:
+            return "CAP_NET_ADMIN is missing; run with it, or pass an open queue with --tap fd:N"
+        case errno.EBUSY:
+            return "another process has it open"
+        case errno.EINVAL if present is None:
+            return "cannot be made, or an interface of that name exists and is no tap"
+        case errno.EINVAL:
+            return f"exists with the flags {', '.join(present or ())}; it must be a tap without multi_queue (with vnet_hdr)"
+    return error.strerror or str(error)
+
+
+def _present_flags(name: str) -> list[str] | None:
+    try:
+        flags = int(Path(f"/sys/class/net/{name}/tun_flags").read_text(), 16)
+    except (OSError, ValueError):
+        return None
+    return [flag for flag, bit in _FLAGS.items() if flags & bit]

@@ -1,0 +1,226 @@
+"""A small network driver over one pair of rings: frames out, frames in.
+
+Must not know: what the frames hold.
+
+How: the transmit ring gets one buffer a frame, header in front. The receive ring is kept full of buffers of
+one size; with MRG_RXBUF a frame may take several, and the header in the first says how many. What arrived
+is copied out, and its buffer goes back to the device at once. Every buffer is allocated once.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import trio
+
+from vhostuser.errors import RemoteProtocolError
+from vhostuser.frontend.split import DriverRing
+
+if TYPE_CHECKING:
+    from vhostuser.frontend.client import FrontEnd
+    from vhostuser.frontend.memory import GuestRam
+
+
+class NetFeature(IntFlag):
+    """The virtio features that this driver has a use for, or whose packets it may be asked to send."""
+
+    CSUM = 1 << 0
+    """The device takes packets with partial checksums."""
+    GUEST_CSUM = 1 << 1
+    """The driver takes packets with partial checksums."""
+    GUEST_TSO4 = 1 << 7
+    """The driver takes TCP/IPv4 segments that are too long for the wire."""
+    GUEST_TSO6 = 1 << 8
+    """The same for TCP/IPv6."""
+    HOST_TSO4 = 1 << 11
+    """The device takes TCP/IPv4 segments that are too long for the wire."""
+    HOST_TSO6 = 1 << 12
+    """The same for TCP/IPv6."""
+    MRG_RXBUF = 1 << 15
+    """A received frame may take several buffers."""
+    INDIRECT_DESC = 1 << 28
+    """A descriptor may stand for a table of descriptors."""
+    EVENT_IDX = 1 << 29
+    """Kicks and calls are asked for by index."""
+    VERSION_1 = 1 << 32
+    """Modern virtio: little-endian, twelve-byte header."""
+
+
+DRIVER_FEATURES = NetFeature.MRG_RXBUF | NetFeature.INDIRECT_DESC | NetFeature.EVENT_IDX | NetFeature.VERSION_1
+"""What :meth:`NetDriver.start` acknowledges unless told otherwise: no offloads, so that frames are plain."""
+
+_FIELDS = struct.Struct("<BBHHHH")
+_NUM_BUFFERS = struct.Struct("<H")
+
+
+@dataclass(frozen=True, slots=True)
+class NetHeader:
+    """``virtio_net_hdr``, in front of every frame.
+
+    Attributes:
+        flags: 1 the checksum is to be completed, 2 it was verified.
+        gso_type: 0 none, 1 TCP/IPv4, 3 UDP fragments, 4 TCP/IPv6, 5 UDP; 0x80 with ECN.
+        hdr_len, gso_size, csum_start, csum_offset: in bytes.
+        num_buffers: Buffers that a received frame takes; absent from the ten-byte header, and then 1.
+    """
+
+    flags: int = 0
+    gso_type: int = 0
+    hdr_len: int = 0
+    gso_size: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+    num_buffers: int = 0
+
+    def pack(self, size: int) -> bytes:
+        """Its bytes, ten or twelve."""
+        fixed = _FIELDS.pack(self.flags, self.gso_type, self.hdr_len, self.gso_size, self.csum_start, self.csum_offset)
+        return fixed if size == _FIELDS.size else fixed + _NUM_BUFFERS.pack(self.num_buffers)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read it from ten or twelve bytes."""
+        (num_buffers,) = _NUM_BUFFERS.unpack_from(data, _FIELDS.size) if len(data) > _FIELDS.size else (1,)
+        flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = _FIELDS.unpack_from(data)
+        return cls(flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers)
+
+
+class Packet(NamedTuple):
+    """A received frame with the header that came before it."""
+
+    header: NetHeader
+    frame: bytes
+
+
+class NetDriver:
+    """A driver for one queue pair.
+
+    Args:
+        rx: The receive ring, of an even number.
+        tx: The transmit ring, the number after it.
+        features: The virtio features that were acknowledged.
+        rx_buffer_size: Length of each receive buffer in bytes, header included.
+        tx_buffer_size: The longest frame with its header that can be sent, in bytes.
+    """
+
+    def __init__(
+        self, rx: DriverRing, tx: DriverRing, features: int, rx_buffer_size: int = 2048, tx_buffer_size: int = 2048
+    ) -> None:
+        self.rx = rx
+        self.tx = tx
+        self.header_size = 12 if features & (NetFeature.VERSION_1 | NetFeature.MRG_RXBUF) else 10
+        self.mergeable = bool(features & NetFeature.MRG_RXBUF)
+        self._rx_buffer_size = rx_buffer_size
+        self._tx_buffer_size = tx_buffer_size
+        self._rx_unused = [rx.memory.alloc(rx_buffer_size) for _ in range(rx.size)]
+        self._tx_unused = [tx.memory.alloc(tx_buffer_size) for _ in range(tx.size)]
+        # Buffers with the device, by the head of their chain.
+        self._rx_lent: dict[int, int] = {}
+        self._tx_lent: dict[int, int] = {}
+        self._filled: deque[bytes] = deque()
+
+    @classmethod
+    async def start(
+        cls,
+        front_end: FrontEnd,
+        memory: GuestRam,
+        *,
+        features: int = DRIVER_FEATURES,
+        size: int = 256,
+        pair: int = 0,
+        rx_buffer_size: int = 2048,
+        tx_buffer_size: int = 2048,
+    ) -> NetDriver:
+        """Bring a device up: negotiate, tell the memory, make two rings, start them, and post receive buffers."""
+        await front_end.negotiate(features)
+        await front_end.set_mem_table(memory)
+        event_idx = bool(front_end.features & NetFeature.EVENT_IDX)
+        rx, tx = (DriverRing(memory, 2 * pair + i, size, event_idx=event_idx) for i in range(2))
+        driver = cls(rx, tx, front_end.features, rx_buffer_size, tx_buffer_size)
+        driver.fill()
+        try:
+            await front_end.start_ring(rx)
+            await front_end.start_ring(tx)
+        except BaseException:
+            driver.close()
+            raise
+        driver.rx.kick(force=True)
+        return driver
+
+    def fill(self) -> None:
+        """Give the device every receive buffer that it does not have."""
+        while self._rx_unused:
+            address = self._rx_unused.pop()
+            self._rx_lent[self.rx.add(writable=[(address, self._rx_buffer_size)])] = address
+        self.rx.kick()
+
+    async def send(self, frame: bytes, header: NetHeader | None = None) -> None:
+        """Send a frame, waiting for room in the ring if need be.
+
+        Raises:
+            ValueError: The frame is longer than ``tx_buffer_size`` allows.
+        """
+        data = (header or NetHeader()).pack(self.header_size) + frame
+        if len(data) > self._tx_buffer_size:
+            raise ValueError(f"a frame of {len(frame)} bytes and its header exceed {self._tx_buffer_size}")
+        await trio.lowlevel.checkpoint()
+        while self.collect_sent() == self.tx.size:
+            await self.tx.wait_used()
+        address = self._tx_unused.pop()
+        self.tx.memory.write(address, data)
+        self._tx_lent[self.tx.add(readable=[(address, len(data))])] = address
+        self.tx.kick()
+
+    def collect_sent(self) -> int:
+        """Take back the buffers of frames that were sent; return how many are still with the device."""
+        for used in self.tx.reap():
+            self._tx_unused.append(self._tx_lent.pop(used.head))
+        return len(self._tx_lent)
+
+    async def receive(self) -> Packet:
+        """Wait for the next frame."""
+        await trio.lowlevel.checkpoint()
+        while (packet := self.poll()) is None:
+            await self.rx.wait_used()
+        return packet
+
+    def poll(self) -> Packet | None:
+        """The next frame if there is one. The buffers it was in go back to the device.
+
+        Raises:
+            RemoteProtocolError: A buffer too short for a header, or a number of buffers that cannot be.
+        """
+        self._collect_received()
+        if not self._filled:
+            return None
+        count = self._header_of(self._filled[0]).num_buffers
+        if count > len(self._filled):
+            return None
+        first = self._filled.popleft()
+        rest = (self._filled.popleft() for _ in range(count - 1))
+        return Packet(self._header_of(first), b"".join((first[self.header_size :], *rest)))
+
+    def _collect_received(self) -> None:
+        for used in self.rx.reap():
+            address = self._rx_lent.pop(used.head)
+            self._filled.append(self.rx.memory.read(address, used.written))
+            self._rx_unused.append(address)
+        self.fill()
+
+    def _header_of(self, buffer: bytes) -> NetHeader:
+        if len(buffer) < self.header_size:
+            raise RemoteProtocolError(f"vring {self.rx.index}: {len(buffer)} bytes are no virtio_net_hdr")
+        header = NetHeader.parse(buffer[: self.header_size])
+        most = self.rx.size if self.mergeable else 1
+        if not 1 <= header.num_buffers <= most:
+            raise RemoteProtocolError(f"vring {self.rx.index}: num_buffers {header.num_buffers}, it is 1 to {most}")
+        return header
+
+    def close(self) -> None:
+        """Close the rings' eventfds; the memory stays the guest's."""
+        self.rx.close()
+        self.tx.close()

@@ -1,0 +1,326 @@
+"""One front-end's conversation: what it told us, and the rings that run because of it.
+
+Must not know what single requests mean (``handlers``) nor the rules of the protocol (``session``). It holds the memory
+table, the vrings and the living queue groups, and sees to it that a ring runs exactly while it is started and its
+size, addresses and memory are known.
+
+When the connection ends, for whatever reason, threads end first, then descriptors are closed and memory is unmapped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import trio
+
+from vhostuser.device import Device, Queue
+from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedRequestError, VhostUserError
+from vhostuser.fds import OwnedFd
+from vhostuser.runtime.groups import Group
+from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
+from vhostuser.transport.channel import Channel
+from vhostuser.virtio.features import VirtioFeature
+from vhostuser.virtio.memory import GuestMemory
+from vhostuser.virtio.pump import ChainPump
+from vhostuser.virtio.ring import Ring
+from vhostuser.virtio.split import area_sizes
+from vhostuser.wire.codec import decode, describe, undecoded
+from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.frames import Frame
+from vhostuser.wire.messages import Message, Payload, VringAddr
+from vhostuser.wire.requests import Direction
+
+log = logging.getLogger(__name__)
+
+#: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
+Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
+
+#: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
+PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
+
+
+@dataclass
+class Vring:
+    """What the front-end told us of one vring. `live`: it runs in its group's thread."""
+
+    index: int
+    num: int = 0
+    base: int = 0
+    addr: VringAddr | None = None
+    kick: OwnedFd | None = None
+    call: OwnedFd | None = None
+    err: OwnedFd | None = None
+    live: bool = False
+
+    def close(self, *names: str) -> None:
+        """Close and forget some of the descriptors."""
+        for name in names:
+            fd = getattr(self, name)
+            setattr(self, name, None)
+            if fd is not None:
+                fd.close()
+
+
+@dataclass
+class LiveGroup:
+    """A queue group with at least one live ring."""
+
+    group: Group
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+def offer_of(device: Device) -> Offer:
+    """What a device's back-end offers."""
+    protocol = PROTOCOL_FEATURES | (ProtocolFeature.NET_MTU if device.mtu_settable else ProtocolFeature(0))
+    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES, protocol, device.num_rings)
+
+
+class Connection:
+    """The conversation on one channel.
+
+    Attributes:
+        session: the protocol's state.
+        memory: the present memory table.
+        vrings: what is known of each ring.
+        counters: the counters of the groups that have ended, summed by name.
+    """
+
+    def __init__(
+        self, device: Device, channel: Channel, handlers: Mapping[int, Handler], counters: dict[str, int] | None = None
+    ) -> None:
+        self.device = device
+        self.session = BackendSession(offer_of(device))
+        self.memory = GuestMemory()
+        self.vrings = [Vring(index) for index in range(device.num_rings)]
+        self.backend_req: OwnedFd | None = None
+        self.counters = {} if counters is None else counters
+        self._channel = channel
+        self._handlers = handlers
+        self._groups: dict[int, LiveGroup] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Converse until the peer closes, breaks the framing, or we are cancelled.
+
+        Raises:
+            ConnectionClosedError, FramingError: how it ended.
+            PortError: the device's host side failed.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    while True:
+                        await self._exchange(await self._channel.receive())
+                finally:
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._release()
+
+    def live_counters(self) -> dict[str, int]:
+        """All counters up to now: those of ended groups and those of living ones."""
+        total = dict(self.counters)
+        for live in self._groups.values():
+            _add(total, live.group.pump.counters())
+        return total
+
+    async def _exchange(self, frame: Frame) -> None:
+        """Carry out one request and answer it."""
+        with frame.fds:
+            log.debug("> %s", describe(Direction.FRONTEND, frame))
+            message, outcome = await self._carry_out(frame)
+            if isinstance(outcome, Failed):
+                log.warning("refused: %s", outcome.error)
+            reply = self.session.answer(message, outcome)
+        if reply is not None:
+            with reply.fds:
+                log.debug("< %s", reply)
+                await self._channel.send(reply)
+        await self.reap()
+
+    async def _carry_out(self, frame: Frame) -> tuple[Message, Outcome]:
+        try:
+            message = decode(Direction.FRONTEND, frame)
+        except (PayloadError, FdError) as error:
+            return undecoded(Direction.FRONTEND, frame), Failed(error)
+        try:
+            self.session.admit(message)
+            handler = self._handlers.get(message.request)
+            if handler is None:
+                raise UnsupportedRequestError(f"{message.name} is not supported")
+            return message, Done(await handler(self, message))
+        except VhostUserError as error:
+            return message, Failed(error)
+
+    # ---- rings -----------------------------------------------------------------------------------------------------
+
+    def ring(self, index: int) -> Ring:
+        """The ring object of a live vring."""
+        number, place = self._place(index)
+        return self._groups[number].group.pump.rings[place]
+
+    def group(self, index: int) -> Group:
+        """The living group of a live vring."""
+        return self._groups[self._place(index)[0]].group
+
+    def check_addresses(self, index: int, num: int, addr: VringAddr | None) -> None:
+        """Raise MemoryAccessError unless all of a ring lies in memory. What is not known yet is not judged."""
+        if addr is None or not num or not self.memory.mappings:
+            return
+        sizes = area_sizes(num, bool(self.session.features & VirtioFeature.RING_EVENT_IDX))
+        for name, address, size in zip(AREAS, _areas(addr), sizes, strict=True):
+            self.memory.ring_address(address, size, f"vring {index}: {name}")
+
+    async def refresh(self, index: int) -> None:
+        """Start a ring that is started for the protocol and has all that it needs; update one that is live.
+
+        Raises:
+            MemoryAccessError: its addresses are not in the memory table.
+            PortError: the device's host side refuses what the driver negotiated.
+        """
+        vring = self.vrings[index]
+        if vring.addr is None or not vring.num or not self.memory.mappings:
+            return
+        self.check_addresses(index, vring.num, vring.addr)
+        if vring.live:
+            ring = self.ring(index)
+            await self.group(index).call(lambda: self._place_ring(ring, vring))
+            return
+        if not self._groups:
+            self.device.driver_started(self.session.features)
+        number, place = self._place(index)
+        live = self._groups.get(number) or self._open_group(number)
+        ring = live.group.pump.rings[place]
+        vring.live = True
+        try:
+            await live.group.call(lambda: self._start(ring, vring))
+        except BaseException:
+            vring.live = False
+            raise
+
+    async def stop(self, index: int) -> None:
+        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed."""
+        vring = self.vrings[index]
+        if vring.live:
+            ring = self.ring(index)
+            vring.base = await self.group(index).call(ring.stop)
+            vring.live = False
+        vring.close("kick", "call")
+
+    async def reap(self) -> None:
+        """End the groups without live rings; tell the device when none is left."""
+        for number, live in list(self._groups.items()):
+            if not any(self.vrings[index].live for index in self.device.groups[number]):
+                live.scope.cancel()
+                await live.ended.wait()
+
+    async def adopt(self, memory: GuestMemory) -> GuestMemory:
+        """Use a new memory table everywhere and return the old one, which nobody reads any more."""
+        old, self.memory = self.memory, memory
+        for number, live in self._groups.items():
+            rings = live.group.pump.rings
+            lost = await live.group.call(lambda rings=rings: self._adopt(rings, memory))  # type: ignore[misc]
+            for index in lost:
+                log.warning("vring %d: group %d: its addresses are not in the new memory table", index, number)
+        return old
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """A ring's group, and its place in there."""
+        for number, indices in enumerate(self.device.groups):
+            if index in indices:
+                return number, indices.index(index)
+        raise IndexError(index)
+
+    def _open_group(self, number: int) -> LiveGroup:
+        assert self._nursery is not None
+        pump = self.device.pump(number, self.session.features)
+        queue: Queue | None = None
+        if isinstance(pump, ChainPump):
+            group = Group(pump, lambda: queue.offer() if queue else None)
+            queue = Queue(pump, group.call)
+        else:
+            group = Group(pump)
+        live = self._groups[number] = LiveGroup(group)
+        self._nursery.start_soon(self._run_group, number, live, queue)
+        return live
+
+    async def _run_group(self, number: int, live: LiveGroup, queue: Queue | None) -> None:
+        try:
+            with live.scope:
+                async with trio.open_nursery() as nursery:
+                    if queue is not None:
+                        nursery.start_soon(self._serve, queue)
+                    await live.group.run()
+        finally:
+            _add(self.counters, live.group.pump.counters())
+            del self._groups[number]
+            if not self._groups:
+                self.device.driver_stopped()
+            live.ended.set()
+
+    async def _serve(self, queue: Queue) -> None:
+        """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
+        while True:
+            try:
+                await self.device.serve(queue)
+            except GuestError as error:
+                log.info("device %s: %s", self.device.name, error)
+
+    def _release(self) -> None:
+        for vring in self.vrings:
+            vring.close("kick", "call", "err")
+        if self.backend_req is not None:
+            self.backend_req.close()
+        self.memory.close()
+
+    # ---- in a group's thread ---------------------------------------------------------------------------------------
+
+    def _start(self, ring: Ring, vring: Vring) -> None:
+        self._place_ring(ring, vring)
+        ring.set_kick(_number(vring.kick))
+        ring.set_call(_number(vring.call))
+        ring.set_err(_number(vring.err))
+        ring.enabled = self.session.vrings[vring.index].enabled
+        ring.start(vring.base)
+
+    def _place_ring(self, ring: Ring, vring: Vring) -> None:
+        assert vring.addr is not None
+        features = self.session.features
+        ring.configure(
+            vring.num,
+            _areas(vring.addr),
+            bool(features & VirtioFeature.RING_EVENT_IDX),
+            bool(features & VirtioFeature.RING_INDIRECT_DESC),
+        )
+        ring.adopt(self.memory)
+
+    @staticmethod
+    def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
+        lost = []
+        for ring in rings:
+            if ring.started:
+                try:
+                    ring.adopt(memory)
+                except VhostUserError:
+                    lost.append(ring.index)
+        return lost
+
+
+AREAS = ("descriptor", "available", "used")
+
+
+def _areas(addr: VringAddr) -> tuple[int, int, int]:
+    """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
+    return addr.descriptor, addr.available, addr.used
+
+
+def _number(fd: OwnedFd | None) -> int:
+    return -1 if fd is None else fd.fileno()
+
+
+def _add(total: dict[str, int], more: dict[str, int]) -> None:
+    for name, count in more.items():
+        total[name] = total.get(name, 0) + count

@@ -1,0 +1,61 @@
+"""Serving a device: one front-end after another, for as long as the endpoint yields any."""
+
+from __future__ import annotations
+
+import logging
+
+from vhostuser.device import Device
+from vhostuser.errors import ConnectionClosedError, FramingError
+from vhostuser.runtime.connection import Connection
+from vhostuser.runtime.handlers import HANDLERS
+from vhostuser.transport.endpoints import Endpoint
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """Serves one device on one endpoint.
+
+    Attributes:
+        sessions: how many connections there were.
+    """
+
+    def __init__(self, device: Device, endpoint: Endpoint) -> None:
+        self.sessions = 0
+        self._device = device
+        self._endpoint = endpoint
+        self._connection: Connection | None = None
+        self._counters: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Serve until cancelled, or until the endpoint has no further connection.
+
+        A connection that ends, however it ends, leaves the device ready for the next one.
+
+        Raises:
+            PortError: the device's host side failed.
+        """
+        async for channel in self._endpoint:
+            async with channel:
+                self.sessions += 1
+                self._connection = Connection(self._device, channel, HANDLERS, self._counters)
+                log.info("session %d: a front-end is connected", self.sessions)
+                try:
+                    await self._connection.run()
+                except* ConnectionClosedError as closed:
+                    log.info("session %d: %s", self.sessions, _first(closed))
+                except* FramingError as broken:
+                    log.warning("session %d: closed: %s", self.sessions, _first(broken))
+                finally:
+                    self._connection = None
+
+    def counters(self) -> dict[str, int]:
+        """All counters by name: packets and notifications since the server was made, and sessions."""
+        counters = self._connection.live_counters() if self._connection else dict(self._counters)
+        return {"sessions": self.sessions, **counters}
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
