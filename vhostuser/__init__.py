@@ -2,7 +2,7 @@
 
 How a message and a packet travel::
 
-    UNIX socket -> transport.channel -> wire.codec -> session.backend.admit -> runtime.handlers -> session.backend.answer
+    socket -> transport.channel -> wire.codec -> session.backend.admit -> runtime.handlers -> session.backend.answer
     guest memory <-> virtio rings <-> devices.net.pump (one thread a queue group, compiled, no GIL) <-> port descriptor
 
 The two paths never meet. ``docs/architecture.md`` tells what each package knows and must not know.

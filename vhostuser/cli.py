@@ -38,7 +38,7 @@ _VERSION = f"vhostuser {vhostuser.__version__}, data path {edition.name()}"
 # ---- options that every device has -----------------------------------------------------------------------------------
 
 _COMMON = (
-    click.option("--socket-path", metavar="PATH", help="The vhost-user socket: listen on it, or connect with --client."),
+    click.option("--socket-path", metavar="PATH", help="The vhost-user socket: listen, or connect with --client."),
     click.option("--fd", type=int, metavar="N", help="An inherited vhost-user socket, listening or connected."),
     click.option("--client", is_flag=True, help="Connect to --socket-path, again and again, instead of listening."),
     click.option("--counters", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -84,8 +84,8 @@ def main() -> None:
 @main.command("net")
 @_common_options
 @click.option("--tap", metavar="NAME|fd:N", help="The host side: a tap's name, or an open tap queue.")
-@click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the tap's MTU, and offer it to the guest.")
-@click.option("--features", type=_FeatureChange(), default="", help="Change what is offered, e.g. -MRG_RXBUF,-HOST_UFO.")
+@click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the tap's MTU and offer it to the guest.")
+@click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
 @click.option("--print-capabilities", is_flag=True, help="Print what QEMU's conventions ask for, as JSON, and exit.")
 def net(
     tap: str | None, mtu: int | None, features: tuple[int, int], print_capabilities: bool, **common: Any
@@ -137,7 +137,12 @@ def net_main() -> None:
 
 
 def _run(
-    make: Callable[[], Device], socket_path: str | None, fd: int | None, client: bool, counters: Path | None, verbose: int
+    make: Callable[[], Device],
+    socket_path: str | None,
+    fd: int | None,
+    client: bool,
+    counters: Path | None,
+    verbose: int,
 ) -> None:
     """Serve the device that `make` opens until SIGTERM; exits with status 1 and a sentence when that cannot be."""
     if (socket_path is None) == (fd is None):

@@ -8,14 +8,14 @@
 ``>> ask`` sends a request through the codec and asks for admission. ``>> Done`` or ``>> Failed`` says how carrying it
 out went; left out, it is a plain ``Done``. ``<< refused`` states that it was not admitted, and what for. ``<< reply``,
 ``<< ack``, ``<< refusal`` and ``<< silence`` state what is answered; ``<< closes`` that the connection ends. Every
-``ask`` needs one of them, or the next ``ask`` fails.
+``ask`` needs one of them, or its test fails.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
@@ -24,14 +24,17 @@ from vhostuser.session.backend import BackendSession, Done, Failed, Offer
 from vhostuser.wire.codec import decode, encode, encode_ack, encode_refusal, encode_reply
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import VERSION, Frame, HeaderFlags
-from vhostuser.wire.messages import Message, Payload, VringFd
-from vhostuser.wire.requests import Direction, RequestSpec, spec_of
+from vhostuser.wire.messages import U64, Message, Payload, VringFd
+from vhostuser.wire.requests import Direction, FrontendRequest, RequestSpec, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 EVERYTHING = ProtocolFeature((1 << 24) - 1)
 """Every protocol feature that the specification has."""
+
+WITHOUT_XEN = EVERYTHING & ~ProtocolFeature.XEN_MMAP
+"""With XEN_MMAP memory regions look different."""
 
 _VIRTIO = 1 << 32 | 1 << 15 | VhostFeature.NET_MTU | VhostFeature.LOG_ALL | VhostFeature.PROTOCOL_FEATURES
 
@@ -93,11 +96,19 @@ refused = Refused
 class Playbook:
     """One session and the conversation with it; see the module for how to write one."""
 
+    written: ClassVar[list[Playbook]] = []
+    """All books of the running test, for the fixture that looks whether each was finished."""
+
     def __init__(self, what: Offer) -> None:
         self.session = BackendSession(what)
         self._message: Message | None = None
         self._refusal: Exception | None = None
         self._outcome: Done | Failed = Done()
+        Playbook.written.append(self)
+
+    def finish(self) -> None:
+        """Fail if something was asked and nothing expected of it."""
+        assert self._message is None, f"nothing was expected of {self._message}"
 
     def __rshift__(self, step: Frame | Done | Failed) -> Playbook:
         if isinstance(step, Frame):
@@ -118,8 +129,9 @@ class Playbook:
         return self
 
     def _begin(self, frame: Frame) -> None:
-        assert self._message is None, f"nothing was expected of {self._message}"
+        self.finish()
         self._message = decode(Direction.FRONTEND, frame)
+        self._refusal = None
         self._outcome = Done()
         try:
             self.session.admit(self._message)
@@ -137,6 +149,29 @@ class Playbook:
         answer = self.session.answer(message, self._outcome)
         wanted = expected.make(message.request, message.spec)
         assert _shown(answer) == _shown(wanted), f"{message}: wrong answer"
+
+
+def negotiated(
+    protocol_features: ProtocolFeature = WITHOUT_XEN, virtio_features: int = VhostFeature.PROTOCOL_FEATURES
+) -> Playbook:
+    """A conversation after negotiation."""
+    book = Playbook(offer())
+    book >> ask(FrontendRequest.SET_PROTOCOL_FEATURES, U64(protocol_features)) << silence
+    book >> ask(FrontendRequest.SET_FEATURES, U64(virtio_features)) << silence
+    return book
+
+
+def started(index: int = 0) -> Playbook:
+    """A conversation with one ring started."""
+    book = negotiated()
+    book >> ask(FrontendRequest.SET_VRING_KICK, VringFd(index)) << silence
+    return book
+
+
+def status(book: Playbook, index: int = 0) -> tuple[bool, bool]:
+    """Started, enabled."""
+    vring = book.session.vrings[index]
+    return vring.started, vring.enabled
 
 
 def _shown(frame: Frame | None) -> str:

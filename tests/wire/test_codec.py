@@ -332,7 +332,7 @@ def test_no_fd_bit_withdraws_a_host_notifier() -> None:
 @pytest.mark.parametrize("fds", [0, 1, 3])
 def test_a_descriptor_for_each_region(fds: int) -> None:
     payload = layouts.build(m.MemoryTable((REGION, REGION)))
-    with pytest.raises(FdError, match=f"SET_MEM_TABLE: {fds} descriptors, it has 2"):
+    with pytest.raises(FdError, match=f"SET_MEM_TABLE: {fds} descriptors instead of 2"):
         decode(FRONTEND, Frame(R.SET_MEM_TABLE, 1, payload, lent(fds)))
 
 
@@ -377,16 +377,25 @@ def test_every_known_answer_to_set_log_base_is_read(body: bytes, expected: m.Pay
 
 
 def test_encode_refuses_what_the_row_does_not_have() -> None:
-    with pytest.raises(LocalProtocolError, match="SET_FEATURES: payload None, it has U64"):
+    with pytest.raises(LocalProtocolError, match="SET_FEATURES: payload None instead of U64"):
         encode(FRONTEND, R.SET_FEATURES)
-    with pytest.raises(LocalProtocolError, match="SET_FEATURES: 1 descriptors, it has 0"):
+    with pytest.raises(LocalProtocolError, match="SET_FEATURES: 1 descriptors instead of 0"):
         encode(FRONTEND, R.SET_FEATURES, m.U64(0), lent(1))
     with pytest.raises(LocalProtocolError, match="request 99 is unknown"):
         encode(FRONTEND, 99, m.U64(0))
-    with pytest.raises(LocalProtocolError, match="GET_FEATURES: reply None, it has U64"):
+    with pytest.raises(LocalProtocolError, match="GET_FEATURES: reply None instead of U64"):
         encode_reply(FRONTEND_REQUESTS[R.GET_FEATURES])
-    with pytest.raises(LocalProtocolError, match="GET_FEATURES: reply with 1 descriptors, it has 0"):
+    with pytest.raises(LocalProtocolError, match="GET_FEATURES: reply with 1 descriptors instead of 0"):
         encode_reply(FRONTEND_REQUESTS[R.GET_FEATURES], m.U64(0), lent(1))
+
+
+def test_a_wrong_size_is_told_with_the_right_ones() -> None:
+    with pytest.raises(FramingError, match=r"SET_FEATURES: payload of 7 bytes instead of U64 \(8\)"):
+        decode(FRONTEND, Frame(R.SET_FEATURES, 1, bytes(7)))
+    with pytest.raises(FramingError, match=r"payload of 4 bytes instead of MemoryTable \(8 to 4088\)"):
+        decode(FRONTEND, Frame(R.SET_MEM_TABLE, 1, bytes(4)))
+    with pytest.raises(FramingError, match=r"payload of 9 bytes instead of no payload \(0\)"):
+        decode(FRONTEND, Frame(R.SET_OWNER, 1, bytes(9)))
 
 
 def test_unknown_requests_can_be_sent() -> None:

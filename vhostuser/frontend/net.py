@@ -197,12 +197,13 @@ class NetDriver:
         self._collect_received()
         if not self._filled:
             return None
-        count = self._header_of(self._filled[0]).num_buffers
+        header = self._header_of(self._filled[0])
+        count = self._buffers_of(header)
         if count > len(self._filled):
             return None
         first = self._filled.popleft()
         rest = (self._filled.popleft() for _ in range(count - 1))
-        return Packet(self._header_of(first), b"".join((first[self.header_size :], *rest)))
+        return Packet(header, b"".join((first[self.header_size :], *rest)))
 
     def _collect_received(self) -> None:
         for used in self.rx.reap():
@@ -214,11 +215,16 @@ class NetDriver:
     def _header_of(self, buffer: bytes) -> NetHeader:
         if len(buffer) < self.header_size:
             raise RemoteProtocolError(f"vring {self.rx.index}: {len(buffer)} bytes are no virtio_net_hdr")
-        header = NetHeader.parse(buffer[: self.header_size])
-        most = self.rx.size if self.mergeable else 1
-        if not 1 <= header.num_buffers <= most:
-            raise RemoteProtocolError(f"vring {self.rx.index}: num_buffers {header.num_buffers}, it is 1 to {most}")
-        return header
+        return NetHeader.parse(buffer[: self.header_size])
+
+    def _buffers_of(self, header: NetHeader) -> int:
+        if not self.mergeable:
+            return 1  # the field has to be 1 then, but DPDK leaves it 0, and drivers do not look
+        if not 1 <= header.num_buffers <= self.rx.size:
+            raise RemoteProtocolError(
+                f"vring {self.rx.index}: num_buffers {header.num_buffers}, the ring has {self.rx.size}"
+            )
+        return header.num_buffers
 
     def close(self) -> None:
         """Close the rings' eventfds; the memory stays the guest's."""

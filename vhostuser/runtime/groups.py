@@ -3,9 +3,9 @@
 Must not know messages. A group lives from its first started ring to its last stopped one, and so does its thread:
 turns and waits in compiled code without the GIL, and between two turns whatever the control side asked for.
 
-Everything that touches rings or guest memory runs in that thread (:meth:`Group.call`), so a call is also how the control
-side waits until no turn sees the old state any more. A page of guest memory may block, a peer's descriptor may block
-too; only this thread waits then, and a signal that nobody minds ends the wait of a system call.
+Everything that touches rings or guest memory runs in that thread (:meth:`Group.call`), so a call is also how the
+control side waits until no turn sees the old state any more. A page of guest memory may block, a peer's descriptor
+may block too; only this thread waits then, and a signal that nobody minds ends the wait of a system call.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """One handler for each request of the table that the runtime supports.
 
-A handler gets a message that the session has admitted: right size, right number of descriptors, negotiated, legal now. It
-carries the request out and returns the body of the request's own reply, or None; it refuses by raising. What it takes
-out of the message's descriptors is its own, the rest is closed after it. It does not touch the session's state: that
-follows from the outcome.
+A handler gets a message that the session has admitted: right size, right number of descriptors, negotiated, legal
+now. It carries the request out and returns the body of the request's own reply, or None; it refuses by raising. What
+it takes out of the message's descriptors is its own, the rest is closed after it. It does not touch the session's
+state: that follows from the outcome.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from vhostuser.errors import FdError, PayloadError, StateError
+from vhostuser.errors import FdError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection, Handler, Vring
 from vhostuser.transport.eventfds import FdKind, check_notifier, kind_of

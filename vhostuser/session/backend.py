@@ -38,7 +38,7 @@ from vhostuser.errors import (
 from vhostuser.session.vrings import MAX_VRING_NUM, VringStatus, check_vring_values, vring_index
 from vhostuser.wire.codec import encode_ack, encode_refusal, encode_reply
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
-from vhostuser.wire.messages import U64, MemoryTable, Message, Payload, SingleRegion
+from vhostuser.wire.messages import U64, MemoryTable, Message, Payload, SingleRegion, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest, LegalState, Reply, RequestSpec
 
 if TYPE_CHECKING:
@@ -269,8 +269,14 @@ class BackendSession:
             case _R.RESET_OWNER | _R.RESET_DEVICE, _:
                 for vring in self.vrings:
                     vring.started = vring.enabled = False
-            case _, payload if (index := vring_index(payload)) is not None:
-                self._commit_vring(message, self.vrings[index])
+            case _R.SET_VRING_KICK, VringFd(index):
+                self.vrings[index].started = True
+            case _R.VRING_KICK, VringState(index):
+                self.vrings[index].started = True
+            case ((_R.GET_VRING_BASE | _R.GET_VRING_BASE_SKIP_DRAIN), VringState(index)):
+                self.vrings[index].started = False
+            case _R.SET_VRING_ENABLE, VringState(index, num):
+                self.vrings[index].enabled = num == 1
 
     def _commit_features(self, word: int) -> None:
         self.features = word
@@ -279,15 +285,6 @@ class BackendSession:
         if not word & VhostFeature.PROTOCOL_FEATURES:
             for vring in self.vrings:
                 vring.enabled = True
-
-    def _commit_vring(self, message: Message, vring: VringStatus) -> None:
-        match message.request:
-            case _R.SET_VRING_KICK | _R.VRING_KICK:
-                vring.started = True
-            case _R.GET_VRING_BASE | _R.GET_VRING_BASE_SKIP_DRAIN:
-                vring.started = False
-            case _R.SET_VRING_ENABLE:
-                vring.enabled = bool(getattr(message.payload, "num", 0))
 
 
 def _beyond(word: int, allowed: int) -> int:

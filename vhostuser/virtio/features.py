@@ -1,4 +1,4 @@
-"""Feature bits that belong to the ring and the transport rather than to a device type (virtio 1.2, section 6), as masks."""
+"""Feature bits of rings and transport, whatever the device type (virtio 1.2, section 6), as masks."""
 
 from enum import IntFlag
 

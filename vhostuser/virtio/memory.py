@@ -2,10 +2,10 @@
 
 Must not know which message brought a region, nor which ring reads it.
 
-A :class:`Mapping` is one region mapped from a descriptor after every check that can be made: kind of file, sizes, wraps,
-file length, page and huge-page alignment. A :class:`GuestMemory` is a snapshot of all regions, sorted by guest-physical
-address. It never changes: a new table is a new object, which each queue group adopts between two turns, and the old one
-is closed when all have. (The ancestor, vhost-net, does the same with RCU.)
+A :class:`Mapping` is one region mapped from a descriptor after every check that can be made: kind of file, sizes,
+wraps, file length, page and huge-page alignment. A :class:`GuestMemory` is a snapshot of all regions, sorted by
+guest-physical address. It never changes: a new table is a new object, which each queue group adopts between two
+turns, and the old one is closed when all have. (The ancestor, vhost-net, does the same with RCU.)
 
 :meth:`GuestMemory.translate` has three answers. A number of iovecs: a range may span neighbouring regions, and each
 piece is one iovec. ``FAULT``: some byte of it is nowhere. ``MISS``: nowhere *yet*, ask the front-end and try again
@@ -23,6 +23,7 @@ import os
 import stat
 from array import array
 from collections.abc import Iterable
+from itertools import pairwise
 
 import cython
 
@@ -119,7 +120,7 @@ class Mapping:
 
 def _check_overlap(mappings: tuple[Mapping, ...], name: str) -> None:
     ordered = sorted(mappings, key=lambda mapping: int(getattr(mapping, name)))
-    for lower, upper in zip(ordered, ordered[1:], strict=False):
+    for lower, upper in pairwise(ordered):
         if getattr(lower, name) + lower.memory_size > getattr(upper, name):
             raise PayloadError(f"{upper!r} overlaps {lower!r} in {name}")
 

@@ -1,7 +1,7 @@
 """Loads, stores, fences and system calls on raw addresses: the interpreted edition, in ctypes.
 
 ``primitives.h`` is the compiled edition with the same names. Addresses are those of this process; a wrong one crashes
-it, so callers translate and check first. System calls answer ``-errno``. Values are unsigned, little-endian as the host.
+it, so callers translate and check first. System calls answer ``-errno``. Values are unsigned, in the host's order.
 
 Ordering here is what x86 gives plus :func:`fence`: loads are not reordered with loads nor stores with stores, and a
 lock taken and released orders stores before later loads. On other processors only the compiled edition orders.

@@ -23,7 +23,7 @@ import cython
 from vhostuser.errors import MemoryAccessError
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
-    from vhostuser.virtio.layout import BUDGET, EITHER, EVENT, POLL_MS, PORT_IN, PORT_OUT, VANISHED, WORK
+    from vhostuser.virtio.layout import BUDGET, EVENT, POLL_MS, PORT_IN, PORT_OUT, VANISHED, WORK
     from vhostuser.virtio.memory import pages_vanished
     from vhostuser.virtio.primitives import load_acquire_u32, poll, store_release_u32
     from vhostuser.virtio.ring import Ring
@@ -189,7 +189,7 @@ class ChainPump(Pump):
         return pieces[: self.first.readable[0]], pieces[self.first.readable[0] :]
 
     def read(self, ticket: int) -> bytes:
-        """The bytes of the chain's readable buffers. Raises MemoryAccessError if the chain is gone or its memory vanished."""
+        """The bytes of the chain's readable buffers. Raises MemoryAccessError if chain or memory are gone."""
         self._check(ticket)
         before = pages_vanished()
         data = b"".join(ctypes.string_at(at, size) for at, size in self.buffers()[0])

@@ -37,8 +37,6 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
         BURST,
         CALLS,
-        CHAINS,
-        CHAINS_DROPPED,
         DROP,
         GOOD,
         KICKS,
@@ -68,6 +66,9 @@ FAULTS = {
 
 #: Names of the counters in :meth:`Ring.counters`, in the order of ``layout``.
 COUNTERS = ("kicks", "calls", "calls_suppressed", "chains", "chains_dropped")
+
+
+_AREAS = ("descriptor", "driver", "device")
 
 
 def _may_block(fd: int) -> bool:
@@ -147,8 +148,10 @@ class Ring:
         self.memory = memory
         self.desc = self.driver = self.device = 0
         try:
-            areas = zip(self.addresses, self.area_sizes(), ("descriptor", "driver", "device"), strict=True)
-            places = [memory.ring_address(at, size, f"the {name} area of vring {self.index}") for at, size, name in areas]
+            places = [
+                memory.ring_address(at, size, f"the {name} area of vring {self.index}")
+                for at, size, name in zip(self.addresses, self.area_sizes(), _AREAS, strict=True)
+            ]
         except MemoryAccessError:
             if self.started:
                 self.fail(UNPLACED)
@@ -238,13 +241,11 @@ class Ring:
 
     def close_chain(self, answer: cython.int) -> None:
         """End the chain: ``GOOD``, or ``DROP`` to hand it out empty."""
-        self.counts[CHAINS] += 1
         if answer == GOOD:
             self.iov_end = self.first[self.taken] + self.segments[self.taken]
             self.iov[2 * self.iov_end] = self.iov[2 * self.iov_end + 1] = 0
         else:
             self.segments[self.taken] = self.readable[self.taken] = 0
-            self.counts[CHAINS_DROPPED] += 1
         self.taken += 1
 
     def gather(self, address: cython.ulonglong, length: cython.uint, writable: cython.bint) -> cython.int:

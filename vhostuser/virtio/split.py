@@ -10,10 +10,10 @@ The driver writes a descriptor table and the avail ring, the device writes the u
 
 * ``avail.idx`` is loaded with acquire before any entry that it announces;
 * ``used.idx`` is stored with release after the entries that it announces;
-* a full fence stands between storing ``used.idx`` and loading ``used_event`` (or ``avail.flags``): the driver stores its
-  event and then looks at ``used.idx``, so one of the two sees the other;
-* a full fence stands between asking for a kick (``avail_event``, ``used.flags``) and looking at ``avail.idx`` again, for the
-  same reason turned round.
+* a full fence stands between storing ``used.idx`` and loading ``used_event`` (or ``avail.flags``): the driver stores
+  its event and then looks at ``used.idx``, so one of the two sees the other;
+* a full fence stands between asking for a kick (``avail_event``, ``used.flags``) and looking at ``avail.idx`` again,
+  for the same reason turned round.
 
 Used entries are never read back: what the driver scribbles there is its own affair. Indices are 16 bits and wrap; all
 differences are masked.
@@ -33,6 +33,8 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         BURST,
         CALLS_SUPPRESSED,
         CHAIN_LOOP,
+        CHAINS,
+        CHAINS_DROPPED,
         DESC_INDIRECT,
         DESC_NEXT,
         DESC_WRITE,
@@ -197,6 +199,9 @@ class SplitRing(Ring):
             store_u32(entry, self.head[i])
             store_u32(entry + 4, self.written[i])
             self.next_used = (self.next_used + 1) & 0xFFFF
+            if self.segments[i] == 0:
+                self.counts[CHAINS_DROPPED] += 1
+        self.counts[CHAINS] += count
         self.next_avail = (self.next_avail - (self.taken - count)) & 0xFFFF
         self.taken = 0
 

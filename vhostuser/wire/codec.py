@@ -101,10 +101,10 @@ def encode(
             raise LocalProtocolError(f"request {request} is unknown; its payload can only be bytes")
         return Frame(request, flags, payload or b"", bundle)
     if type(payload) is not (spec.payload or type(None)):
-        raise LocalProtocolError(f"{spec.name}: payload {payload!r}, it has {_kind_name(spec.payload)}")
+        raise LocalProtocolError(f"{spec.name}: payload {payload!r} instead of {_kind_name(spec.payload)}")
     rule = _request_fds(spec, payload)
     if not rule.allows(len(bundle)):
-        raise LocalProtocolError(f"{spec.name}: {len(bundle)} descriptors, it has {rule}")
+        raise LocalProtocolError(f"{spec.name}: {len(bundle)} descriptors instead of {rule}")
     return Frame(request, flags, _build(payload), bundle)
 
 
@@ -116,9 +116,9 @@ def encode_reply(spec: RequestSpec, payload: Payload | None = None, fds: FdBundl
     """
     bundle = _bundle(fds)
     if type(payload) is not (spec.reply_payload or type(None)):
-        raise LocalProtocolError(f"{spec.name}: reply {payload!r}, it has {_kind_name(spec.reply_payload)}")
+        raise LocalProtocolError(f"{spec.name}: reply {payload!r} instead of {_kind_name(spec.reply_payload)}")
     if not spec.reply_fds.allows(len(bundle)):
-        raise LocalProtocolError(f"{spec.name}: reply with {len(bundle)} descriptors, it has {spec.reply_fds}")
+        raise LocalProtocolError(f"{spec.name}: reply with {len(bundle)} descriptors instead of {spec.reply_fds}")
     return Frame(spec.number, _REPLY_FLAGS, _build(payload), bundle)
 
 
@@ -166,8 +166,8 @@ def _check_request_frame(frame: Frame, name: str) -> None:
 
 def _check_size(frame: Frame, name: str, kinds: tuple[type[Payload] | None, ...]) -> None:
     if not any(len(frame.payload) in layouts.legal_sizes(kind) for kind in kinds):
-        expected = " or ".join(_kind_name(kind) for kind in kinds)
-        raise FramingError(f"{name}: a payload of {len(frame.payload)} bytes is not {expected}")
+        expected = " or ".join(_sized(kind) for kind in kinds)
+        raise FramingError(f"{name}: payload of {len(frame.payload)} bytes instead of {expected}")
 
 
 def _parse(name: str, kind: type[Payload] | None, data: bytes) -> Payload | None:
@@ -196,7 +196,7 @@ def _request_fds(spec: RequestSpec, payload: Payload | None) -> FdRule:
 
 def _check_fds(name: str, rule: FdRule, fds: FdBundle) -> None:
     if not rule.allows(len(fds)):
-        raise FdError(f"{name}: {len(fds)} descriptors, it has {rule}")
+        raise FdError(f"{name}: {len(fds)} descriptors instead of {rule}")
 
 
 def _bundle(fds: FdBundle | Iterable[int]) -> FdBundle:
@@ -209,3 +209,9 @@ def _build(payload: Payload | None) -> bytes:
 
 def _kind_name(kind: type[Payload] | None) -> str:
     return kind.__name__ if kind else "no payload"
+
+
+def _sized(kind: type[Payload] | None) -> str:
+    sizes = sorted(layouts.legal_sizes(kind))
+    span = " or ".join(map(str, sizes)) if len(sizes) < 3 else f"{sizes[0]} to {sizes[-1]}"
+    return f"{_kind_name(kind)} ({span})"

@@ -30,7 +30,7 @@ cdef class NetPump(Pump):
     cdef unsigned long long headers_address
     cdef object buffers
     cdef unsigned long long overflow, stash, stashed
-    cdef int large
+    cdef int large, ramp
 
     cdef int transmit(self, int budget) noexcept nogil
     cdef int send(self, int i) noexcept nogil

@@ -3,19 +3,19 @@
 Must not know vhost-user, Trio, or what the port is: one descriptor that keeps packet boundaries, each packet with a
 virtio_net_hdr of the negotiated size before it (a tap with IFF_VNET_HDR, one end of a SOCK_SEQPACKET pair).
 
-**Transmit.** A chain's header is copied once into private memory, judged, and sent from there; the frame goes from guest
-memory straight into the port's system call. A full port ends the turn: the chain goes back into the ring, and the
-port is waited for. A ring that is started but disabled is emptied and its packets thrown away.
+**Transmit.** A chain's header is copied once into private memory, judged, and sent from there; the frame goes from
+guest memory straight into the port's system call. A full port ends the turn: the chain goes back into the ring, and
+the port is waited for. A ring that is started but disabled is emptied and its packets thrown away, since (vhost-user,
+"Ring states") the back-end of a networking device
 
-    > started but not enabled: the back-end must process the ring without causing any side effects. For example, for a
-    > networking device, in the disabled state the back-end must not supply any new RX packets, but must process and
-    > discard any TX packets. (vhost-user, "Ring states")
+    > in the disabled state [...] must not supply any new RX packets, but must process and discard any TX packets.
 
-**Receive.** A packet's size is known only when it was read, so the read has the next chain's buffers and, behind them, a
-private overflow large enough for any packet. After a packet that did overflow, more are likely: for a while the read
-gets a window of chains that holds the largest packet, and nothing has to be copied. What did overflow is put
-together in the stash and laid over as many chains as it takes (mergeable receive buffers); if the driver has too few,
-it stays there, the port is left alone, and the next kick tries again.
+**Receive.** Chains are taken one, two, four, ... at a time while the port has packets for all of them, so that looking
+at an empty port costs one. A packet's size is known only when it was read, so the read has the next chain's buffers
+and, behind them, a private overflow large enough for any packet. After a packet that did overflow, more are likely:
+for a while the read gets a window of chains that holds the largest packet, and nothing has to be copied. What did
+overflow is put together in the stash and laid over as many chains as it takes (mergeable receive buffers); if the
+driver has too few, it stays there, the port is left alone, and the next kick tries again.
 
 Turns alternate between the directions with equal budgets, which is the fairness between them.
 """
@@ -35,7 +35,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.header import admit
     from vhostuser.virtio.layout import BURST, EVENT, PORT_IN, PORT_OUT, READABLE, SEGMENTS, VANISHED, WORK, WRITABLE
     from vhostuser.virtio.memory import pages_vanished
-    from vhostuser.virtio.primitives import copy, load_u64, readv, store_u8, store_u16, writev
+    from vhostuser.virtio.primitives import copy, readv, store_u8, store_u16, writev
     from vhostuser.virtio.pump import Pump
 
     (TX_PACKETS, TX_BYTES, TX_DROPPED, TX_REJECTED, TX_DISCARDED, TX_BLOCKED) = range(6)
@@ -61,7 +61,7 @@ COUNTERS = (
 # the longest frame: 65535 bytes of IP behind an Ethernet header with a VLAN tag
 _MAX_FRAME = cython.declare(cython.ulonglong, 65535 + 18)
 _MIN_FRAME = cython.declare(cython.ulonglong, 14)
-_OVERFLOW = cython.declare(cython.ulonglong, 65536)
+_OVERFLOW = cython.declare(cython.ulonglong, 65536 + 128)  # the longest packet, rounded up
 _RX_BURST = cython.declare(cython.int, 32)  # published together; more starves a 256-entry ring between two bursts
 _LARGE = cython.declare(cython.int, 16)  # packets that get a window after a large one
 
@@ -78,7 +78,7 @@ _KICK = cython.declare(cython.int, 64)
 _SENT = cython.declare(cython.int, 0)
 _BLOCKED = cython.declare(cython.int, -1)
 _BROKEN = cython.declare(cython.int, -2)
-_STASHED = cython.declare(cython.int, -3)
+_AGAIN = cython.declare(cython.int, -3)  # put the rest of the burst back and look again
 
 
 class NetPump(Pump):
@@ -101,12 +101,13 @@ class NetPump(Pump):
         headers = array("Q", bytes(16 * BURST))
         self.headers = headers
         self.headers_address = headers.buffer_info()[0]
-        buffers = array("Q", bytes(2 * 65536 + 4096))
+        buffers = array("Q", bytes(2 * _OVERFLOW))
         self.buffers = buffers
         self.overflow = buffers.buffer_info()[0]
         self.stash = self.overflow + _OVERFLOW
         self.stashed = 0
         self.large = 0
+        self.ramp = 1
 
     def counters(self) -> dict[str, int]:
         """Counters by name since the pump was made: the rings', and the packets'."""
@@ -194,13 +195,13 @@ class NetPump(Pump):
             self.counts[TX_PACKETS] += 1
             self.counts[TX_BYTES] += size - self.header_size
             return _SENT
-        if sent == _EAGAIN or sent == _EINTR:
+        if sent in (_EAGAIN, _EINTR):
             self.counts[TX_BLOCKED] += 1
             return _BLOCKED
         if sent == _EFAULT:
             self.tx.fail(VANISHED)
             return _BROKEN
-        if sent == _EBADFD or sent == _EPIPE or sent == _ECONNRESET:
+        if sent in (_EBADFD, _EPIPE, _ECONNRESET):
             self.port_failed = True
             return _BLOCKED
         self.counts[TX_REJECTED] += 1
@@ -232,11 +233,12 @@ class NetPump(Pump):
                 answer = self.deliver()
                 if answer != WORK:
                     return answer
-            taken = self.rx.take(min(budget, _RX_BURST))
+            taken = self.rx.take(BURST if self.large else min(budget, self.ramp))
             if taken <= 0:
                 self.counts[RX_STARVED] += 1
                 return _KICK
             budget -= taken
+            self.ramp = min(2 * taken, _RX_BURST)
             done = 0
             answer = 0
             while done < taken:
@@ -249,13 +251,14 @@ class NetPump(Pump):
             self.rx.give(done)
             self.rx.publish()
             if answer == 0:
+                self.ramp = 1
                 return PORT_IN
         return WORK
 
     def fill(self, i: cython.int, taken: cython.int) -> cython.int:
         """Read one packet into chain `i` and, if they are needed, those behind it.
 
-        How many chains are used now; 0: the port is empty; below 0: ``_STASHED`` or ``_BROKEN``.
+        How many chains are used now; 0: the port is empty; below 0: ``_AGAIN`` or ``_BROKEN``.
         """
         end: cython.int
         spare: cython.int
@@ -267,6 +270,8 @@ class NetPump(Pump):
             self.rx.written[i] = 0
             return 1
         end = self.window(i, taken)
+        if end < 0:
+            return _AGAIN
         spare = self.rx.first[end - 1] + self.rx.segments[end - 1]
         self.rx.iov[2 * spare] = self.overflow
         self.rx.iov[2 * spare + 1] = _OVERFLOW
@@ -276,11 +281,11 @@ class NetPump(Pump):
             if got == _EFAULT:
                 self.rx.fail(VANISHED)
                 return _BROKEN
-            if got == 0 or got == _EBADFD or got == _ECONNRESET:
+            if got in (0, _EBADFD, _ECONNRESET):
                 self.port_failed = True
             elif got > 0:
                 self.counts[RX_DROPPED] += 1
-                return _STASHED  # nothing is stashed: the next round reads again
+                return _AGAIN
             return 0
         left = got
         k = i
@@ -289,11 +294,11 @@ class NetPump(Pump):
             left -= self.rx.written[k]
             k += 1
         if left:
-            if not self.mergeable:
+            if self.mergeable and got <= self.header_size + _MAX_FRAME:
+                self.keep(i, end, left)
+            else:
                 self.counts[RX_DROPPED] += 1
-                return _STASHED
-            self.keep(i, end, left)
-            return _STASHED
+            return _AGAIN
         self.large = _LARGE if k - i > 1 else max(self.large - 1, 0)
         self.set_num_buffers(i, k - i)
         self.counts[RX_PACKETS] += 1
@@ -301,7 +306,10 @@ class NetPump(Pump):
         return k - i
 
     def window(self, i: cython.int, taken: cython.int) -> cython.int:
-        """The end of the chains to read into: one, or after a large packet enough for the largest."""
+        """The end of the chains to read into: one, or after a large packet enough for the largest.
+
+        Below 0: the rest of this burst is not enough, and a new one may be.
+        """
         room: cython.ulonglong = self.rx.size[i]
         end: cython.int = i + 1
         if self.mergeable and self.large:
@@ -313,6 +321,8 @@ class NetPump(Pump):
             ):
                 room += self.rx.size[end]
                 end += 1
+            if i > 0 and end == taken and room < self.header_size + _MAX_FRAME:
+                return -1
         return end
 
     def keep(self, i: cython.int, end: cython.int, overflowed: cython.ulonglong) -> None:

@@ -1,7 +1,7 @@
 """A tap interface as port (linux/if_tun.h).
 
-A tap with IFF_VNET_HDR passes the driver's virtio_net_hdr through as it is, so checksums and segmentation stay undone until
-hardware, or the receiver, needs them. What the kernel may leave undone towards the driver is set from what the
+A tap with IFF_VNET_HDR passes the driver's virtio_net_hdr through as it is, so checksums and segmentation stay undone
+until hardware, or the receiver, needs them. What the kernel may leave undone towards the driver is set from what the
 driver accepted (TUNSETOFFLOAD).
 
 A tap that we make is not persistent: it goes with its descriptor, whatever becomes of us.
@@ -191,7 +191,8 @@ def _why_not(name: str, error: OSError) -> str:
         case errno.EINVAL if present is None:
             return "cannot be made, or an interface of that name exists and is no tap"
         case errno.EINVAL:
-            return f"exists with the flags {', '.join(present or ())}; it must be a tap without multi_queue (with vnet_hdr)"
+            flags = ", ".join(present or ())
+            return f"exists with the flags {flags}; it must be a tap without multi_queue (with vnet_hdr)"
     return error.strerror or str(error)
 
 
