@@ -150,7 +150,8 @@ def _run(
     if client and socket_path is None:
         raise click.UsageError("--client needs --socket-path")
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
+    log.setLevel(level)
     _check_edition()
     allow_interrupts()
     try:

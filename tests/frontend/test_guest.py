@@ -6,10 +6,12 @@ import struct
 from ipaddress import IPv4Address
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostuser.frontend import guest as g
+
+PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 
 MAC = bytes.fromhex("525400000001")
 PEER_MAC = bytes.fromhex("525400000002")
@@ -51,6 +53,7 @@ def test_arp_for_somebody_else() -> None:
     assert GUEST.answer(g.arp_request(PEER_MAC, PEER, PEER)) is None
 
 
+@PROPERTY
 @given(st.binary(max_size=1472))
 def test_ping(data: bytes) -> None:
     reply = GUEST.answer(ping(data))
@@ -61,6 +64,7 @@ def test_ping(data: bytes) -> None:
     assert message[4:] == struct.pack("!HH", 77, 1) + data
 
 
+@PROPERTY
 @given(st.binary(max_size=1472))
 def test_udp_echo(data: bytes) -> None:
     request = g.ipv4(PEER, ADDRESS.packed, g.IP_UDP, g.udp(PEER, ADDRESS.packed, 4000, g.UDP_ECHO_PORT, data))
@@ -101,6 +105,7 @@ def test_what_is_not_for_us_or_broken_has_no_answer(frame: bytes) -> None:
     assert GUEST.answer(frame) is None
 
 
+@PROPERTY
 @given(st.binary(max_size=100), st.sampled_from([g.ETH_ARP, g.ETH_IPV4]))
 def test_any_body_is_survived(body: bytes, kind: int) -> None:
     GUEST.answer(g.ethernet(MAC, PEER_MAC, kind, body))

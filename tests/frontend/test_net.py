@@ -209,6 +209,16 @@ async def test_start_brings_a_device_up(memory: GuestRam) -> None:
         driver.close()
 
 
+async def test_further_pairs_have_the_rings_after_it(memory: GuestRam) -> None:
+    async with connected() as (front_end, back_end):
+        first = await NetDriver.start(front_end, memory, size=16)
+        second = await NetDriver.open_pair(front_end, memory, 1, size=16)
+        assert (second.rx.index, second.tx.index) == (2, 3)
+        assert sum(line.startswith("SET_MEM_TABLE") for line in back_end.seen) == 1
+        first.close()
+        second.close()
+
+
 async def test_start_that_fails_leaves_nothing_open(memory: GuestRam) -> None:
     async with connected() as (front_end, back_end):
         back_end.acks[FrontendRequest.SET_VRING_NUM] = 1

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostuser.errors import RemoteProtocolError
 from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.split import NO_NOTIFICATION, Descriptor, DescriptorFlags, DriverRing, SplitRing, Used
+
+PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 
 NEXT, WRITE, INDIRECT = DescriptorFlags.NEXT, DescriptorFlags.WRITE, DescriptorFlags.INDIRECT
 
@@ -126,6 +128,7 @@ def test_used_chains_come_back_in_the_devices_order(ring: DriverRing) -> None:
     assert (ring.free, ring.in_flight, ring.reap()) == (8, 0, [])
 
 
+@PROPERTY
 @given(
     data=st.data(),
     chains=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()).filter(lambda c: c[0] + c[1])),

@@ -58,11 +58,29 @@ def test_inherited_listening_socket(image: GuestImage, tmp_path: Path) -> None:
     assert path.exists(), "who made the socket removes it"
 
 
-def test_inherited_connection(image: GuestImage) -> None:
-    ours, theirs = socket.socketpair()
-    with Netns() as netns, ours, theirs, Backend(netns, fd=ours) as backend:
-        with Qemu(image, [VhostUserNic(theirs)]) as guest:
+def test_inherited_connection(image: GuestImage, tmp_path: Path) -> None:
+    path = tmp_path / "front-end.sock"
+    with Netns() as netns, Qemu(image, [VhostUserNic(path, server=True)], wait=False) as guest:
+        with connection_to(guest, path) as connection, Backend(netns, fd=connection) as backend:
+            connection.close()
+            guest.attach()
             serve(netns, backend, guest)
-        ours.close()
-        theirs.close()
-        assert backend.program.wait() == 0, "there is nobody else to serve"
+            guest.close()
+            assert backend.program.wait() == 0, "there is nobody else to serve"
+
+
+def connection_to(guest: Qemu, path: Path) -> socket.socket:
+    """A connection to a socket where QEMU is about to listen."""
+
+    def attempt() -> socket.socket | None:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(str(path))
+        except OSError:
+            connection.close()
+            return None
+        return connection
+
+    connection = guest.program.wait_for(attempt, 20, f"QEMU to listen at {path}")
+    assert connection is not None
+    return connection

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -102,17 +103,17 @@ def restart_back_end(image: GuestImage, *, cycles: int) -> dict[str, Any]:
     Raises:
         RigError: the guest was not reached again, or the new process holds other things than the first.
     """
-    with Netns() as netns:
-        backend = serving_back_end(netns)
-        path = backend.socket
+    with Netns() as netns, tempfile.TemporaryDirectory(prefix="vhu-restart-") as folder:
+        path = Path(folder) / "vhost-user.sock"
+        backend = serving_back_end(netns, path)
         try:
             with Qemu(image, [VhostUserNic(path, reconnect=1)]) as guest:
                 guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
                 ping(netns)
                 first = backend.footprint()
                 for _ in range(cycles):
-                    backend.program.kill()
-                    backend = serving_back_end(netns, socket_path=path)
+                    backend.kill()
+                    backend = serving_back_end(netns, path)
                     ping(netns)
                     backend.wait_for_footprint(first)
         finally:

@@ -121,7 +121,7 @@ class Backend:
             if wait and tap:
                 self.program.wait_for(lambda: netns.has_link(tap), 20, f"the back-end's tap {tap}")
         except BaseException:
-            self.program.kill()
+            self.kill()
             raise
 
     def _listens(self) -> bool:
@@ -159,6 +159,11 @@ class Backend:
         except RigError as error:
             raise RigError(f"{error}: {expected.difference(self.footprint())}") from None
 
+    def kill(self) -> None:
+        """End it without a chance to clean up."""
+        self.program.kill()
+        self._folder.cleanup()
+
     def close(self) -> dict[str, Any]:
         """End it in order and return its last counters. Raises RigError when its status is not 0."""
         status = self.program.stop()
@@ -177,6 +182,7 @@ class Backend:
         if error is None:
             self.close()
         else:
-            error.add_note(f"the back-end's log ends with\n{self.program.output[-2000:]}")
+            if self.program.log.exists():
+                error.add_note(f"the back-end's log ends with\n{self.program.output[-2000:]}")
             self.program.stop()
             self._folder.cleanup()

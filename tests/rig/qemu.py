@@ -34,14 +34,14 @@ class VhostUserNic:
     """A network card whose back-end is at ``socket``.
 
     Attributes:
-        socket: the path of the vhost-user socket, or a connection that QEMU inherits.
+        socket: the vhost-user socket.
         server: QEMU listens and the back-end connects.
         reconnect: seconds between QEMU's tries to connect again, 0 for none.
         queues: queue pairs.
         options: more properties of the device, for example ``disable-modern=on``.
     """
 
-    socket: Path | socket.socket
+    socket: Path
     server: bool = False
     reconnect: int = 0
     queues: int = 1
@@ -49,8 +49,7 @@ class VhostUserNic:
 
     def arguments(self) -> list[str]:
         """QEMU's command line for it."""
-        where = f"path={self.socket}" if isinstance(self.socket, Path) else f"fd={self.socket.fileno()}"
-        chardev = f"socket,id=nic,{where}"
+        chardev = f"socket,id=nic,path={self.socket}"
         if self.server:
             chardev += ",server=on,wait=off"
         if self.reconnect:
@@ -63,10 +62,6 @@ class VhostUserNic:
             device += "," + self.options
         netdev = f"vhost-user,id=net,chardev=nic,queues={self.queues}"
         return ["-chardev", chardev, "-netdev", netdev, "-device", device]
-
-    def inherited(self) -> list[int]:
-        """Descriptors that QEMU inherits for it."""
-        return [] if isinstance(self.socket, Path) else [self.socket.fileno()]
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,6 @@ class Qemu:
 
     Attributes:
         program: the QEMU process.
-        agent: runs commands in the guest.
     """
 
     def __init__(
@@ -121,7 +115,7 @@ class Qemu:
             dimm_slots: how many DIMMs can be plugged in later.
             netns: where QEMU itself runs; only a :class:`TapNic` cares.
             name: for its files.
-            wait: False to return at once; call :meth:`wait_ready` later.
+            wait: False to return at once, for a back-end that comes later; :meth:`attach` has to follow.
 
         Raises:
             RigError: QEMU ended, or the guest did not come up.
@@ -141,19 +135,39 @@ class Qemu:
             *("-chardev", f"socket,id=agent,path={self._serial},server=on,wait=off", "-serial", "chardev:agent"),
             *("-qmp", f"unix:{self._monitor},server=on,wait=off"),
         ]
-        inherited: list[int] = []
         for device in devices:
             argv += device.arguments()
-            inherited += device.inherited() if isinstance(device, VhostUserNic) else []
-        self.program = Program(netns.argv(argv) if netns else argv, folder / "qemu.log", pass_fds=inherited)
+        self.program = Program(netns.argv(argv) if netns else argv, folder / "qemu.log")
+        self._agent: Agent | None = None
+        self._qmp: Monitor | None = None
         try:
-            self.agent = Agent(self._connect(self._serial).detach())
-            self._qmp = Monitor(self._connect(self._monitor))
             if wait:
-                self.wait_ready()
+                self.attach()
         except BaseException:
-            self.program.kill()
+            self.close()
             raise
+
+    def attach(self) -> None:
+        """Connect to the guest's agent and to QEMU's monitor, and wait until the guest serves commands.
+
+        Raises:
+            RigError: QEMU ended, or the guest did not come up.
+        """
+        self._agent = Agent(self._connect(self._serial).detach())
+        self._qmp = Monitor(self._connect(self._monitor))
+        self.wait_ready()
+
+    @property
+    def agent(self) -> Agent:
+        """Runs commands in the guest."""
+        assert self._agent is not None, "not attached"
+        return self._agent
+
+    @property
+    def monitor(self) -> Monitor:
+        """QEMU's monitor."""
+        assert self._qmp is not None, "not attached"
+        return self._qmp
 
     def _connect(self, path: Path) -> socket.socket:
         def attempt() -> socket.socket | None:
@@ -195,7 +209,7 @@ class Qemu:
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command and return what it returns. Raises RigError with QEMU's refusal."""
-        return self._qmp.execute(command, arguments)
+        return self.monitor.execute(command, arguments)
 
     def reset(self) -> None:
         """Reset the machine and wait until the guest serves commands again. Raises RigError."""
@@ -218,17 +232,20 @@ class Qemu:
     def unplug_dimm(self, name: str) -> None:
         """Ask the guest for a DIMM back and remove it. Raises RigError when the guest keeps it."""
         self.qmp("device_del", id=name)
-        self._qmp.wait_event("DEVICE_DELETED", name, 60)
+        self.monitor.wait_event("DEVICE_DELETED", name, 60)
         self.qmp("object-del", id=f"{name}-memory")
 
     def _memory_blocks(self) -> int:
         return int(self.run("ls -d /sys/devices/system/memory/memory* | wc -l"))
 
     def close(self) -> None:
-        """End the machine, whatever the guest does."""
+        """End the machine, whatever the guest does. Harmless when it ended already."""
         self.program.stop(5)
-        self.agent.close()
-        self._qmp.close()
+        if self._agent is not None:
+            self._agent.close()
+        if self._qmp is not None:
+            self._qmp.close()
+        self._agent = self._qmp = None
         self._folder.cleanup()
 
     def __enter__(self) -> Self:

@@ -81,7 +81,7 @@ class Testpmd:
         try:
             self.program.wait_for_output(PROMPT, 30)
         except BaseException:
-            self.program.kill()
+            self.close()
             raise
 
     def command(self, line: str) -> str:

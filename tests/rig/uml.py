@@ -57,8 +57,9 @@ class Uml:
         try:
             self.agent.wait_ready(BOOT_TIMEOUT)
         except RigError as error:
-            self.program.kill_group()
-            raise self.program.failure(str(error)) from None
+            failure = self.program.failure(str(error))
+            self.close()
+            raise failure from None
         finally:
             os.close(theirs)
 

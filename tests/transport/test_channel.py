@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 import struct
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
 from vhostuser.transport.channel import Channel, Limits
 from vhostuser.wire.frames import Frame, LentFds
+
+PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -94,6 +97,7 @@ async def test_bytes_may_come_while_the_receiver_waits(pair: tuple[Channel, sock
     assert frames[0].payload == SET_VRING_KICK.payload
 
 
+@PROPERTY
 @given(payloads=st.lists(st.binary(max_size=64), min_size=1, max_size=5), data=st.data())
 def test_any_split_of_the_stream_gives_the_same_frames(payloads: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(Frame(1, 0x1, payload).encode() for payload in payloads)
@@ -277,6 +281,25 @@ async def test_silence_between_messages_has_no_limit(autojump_clock: trio.testin
             assert scope.cancelled_caught
 
 
+async def receive_for_ever(channel: Channel) -> None:
+    while True:
+        (await channel.receive()).fds.close()
+
+
+@PROPERTY
+@given(st.binary(max_size=64), st.integers(0, 3))
+def test_any_bytes_end_in_a_documented_error(data: bytes, fd_count: int) -> None:
+    async def main() -> None:
+        channel, peer = make_pair()
+        async with channel:
+            with memfds(fd_count) as fds, peer:
+                send(peer, data, fds)
+            with pytest.raises((ConnectionClosedError, FramingError)):
+                await receive_for_ever(channel)
+
+    trio.run(main)
+
+
 ####
 # Sending
 ####
@@ -342,6 +365,19 @@ async def test_an_unfinished_send_makes_the_stream_unusable(autojump_clock: trio
             assert scope.cancelled_caught
             with pytest.raises(FramingError, match="left unfinished while sending"):
                 await channel.send(GET_FEATURES)
+
+
+async def test_too_many_descriptors_in_flight(
+    pair: tuple[Channel, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, _ = pair
+
+    async def refuse(*_: object) -> int:
+        raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+
+    monkeypatch.setattr(channel._socket, "sendmsg", refuse)
+    with pytest.raises(FramingError, match="too many are in flight"):
+        await channel.send(GET_FEATURES)
 
 
 async def test_more_descriptors_than_the_kernel_passes(pair: tuple[Channel, socket.socket]) -> None:

@@ -1,7 +1,6 @@
 """A front-end: sends requests to a back-end and waits for their answers.
 
-Must not know: what a device does with its rings. It sends what it is told to, legal or not, in the order it
-is told.
+Must not know: what a device does with its rings. It sends what it is told to, in the order it is told.
 
 How: :meth:`FrontEnd.request` reads from the table of requests whether an answer follows, waits for it, and
 raises if the back-end refused. On top of it stand the few sequences that every front-end needs:
@@ -166,13 +165,15 @@ class FrontEnd(trio.abc.AsyncResource):
         raise FramingError(f"{name}: no answer after {self._reply_timeout:g} s")
 
     def _is_answered(self, spec: RequestSpec | None, need_reply: bool, payload: object) -> bool:
+        if spec is None:
+            return need_reply and ProtocolFeature.REPLY_ACK in self.protocol_features
+        if spec.reply is Reply.ALWAYS:
+            return True
+        if spec.reply is Reply.GATED and spec.gate is not None and spec.gate in self.protocol_features:
+            return True
         acknowledged = self.protocol_features
-        if spec is not None and spec.number == FrontendRequest.SET_PROTOCOL_FEATURES and isinstance(payload, U64):
+        if spec.number is FrontendRequest.SET_PROTOCOL_FEATURES and isinstance(payload, U64):
             acknowledged = ProtocolFeature(payload.value)  # the new bits decide about their own acknowledgement
-        if spec is not None:
-            gate = spec.gate or ProtocolFeature(0)
-            if spec.reply is Reply.ALWAYS or (spec.reply is Reply.GATED and gate in acknowledged):
-                return True
         return need_reply and ProtocolFeature.REPLY_ACK in acknowledged
 
     async def _word(self, request: FrontendRequest) -> int:

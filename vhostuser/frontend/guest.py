@@ -1,4 +1,4 @@
-"""A guest of two hundred lines, for the demo and for tests: it answers ARP, ping and UDP echo.
+"""A very small guest, for the demo and for tests: it answers ARP, ping and UDP echo.
 
 Must not know: rings and messages; frames come from and go to a :class:`~vhostuser.frontend.net.NetDriver`.
 

@@ -131,24 +131,41 @@ class NetDriver:
         *,
         features: int = DRIVER_FEATURES,
         size: int = 256,
-        pair: int = 0,
         rx_buffer_size: int = 2048,
         tx_buffer_size: int = 2048,
     ) -> NetDriver:
-        """Bring a device up: negotiate, tell the memory, make two rings, start them, and post receive buffers."""
+        """Bring a device up: negotiate, tell the memory, and open the first pair."""
         await front_end.negotiate(features)
         await front_end.set_mem_table(memory)
+        return await cls.open_pair(
+            front_end, memory, size=size, rx_buffer_size=rx_buffer_size, tx_buffer_size=tx_buffer_size
+        )
+
+    @classmethod
+    async def open_pair(
+        cls,
+        front_end: FrontEnd,
+        memory: GuestRam,
+        pair: int = 0,
+        *,
+        size: int = 256,
+        rx_buffer_size: int = 2048,
+        tx_buffer_size: int = 2048,
+    ) -> NetDriver:
+        """Make the two rings of a pair in memory that was told, post receive buffers, and start the rings."""
         event_idx = bool(front_end.features & NetFeature.EVENT_IDX)
         rx, tx = (DriverRing(memory, 2 * pair + i, size, event_idx=event_idx) for i in range(2))
-        driver = cls(rx, tx, front_end.features, rx_buffer_size, tx_buffer_size)
-        driver.fill()
         try:
+            driver = cls(rx, tx, front_end.features, rx_buffer_size, tx_buffer_size)
+            driver.fill()
             await front_end.start_ring(rx)
             await front_end.start_ring(tx)
         except BaseException:
-            driver.close()
+            rx.close()
+            tx.close()
             raise
-        driver.rx.kick(force=True)
+        # The first kick went to nobody: the ring was not started.
+        rx.kick(force=True)
         return driver
 
     def fill(self) -> None:

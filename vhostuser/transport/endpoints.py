@@ -11,8 +11,7 @@ treat alike::
                 ...
 
 The next connection is taken only when asked for. So while one client is served the next one waits in the
-kernel's
-backlog: connected, undisturbed, and served once its turn comes.
+kernel's backlog: connected, undisturbed, and served once its turn comes.
 """
 
 from __future__ import annotations
@@ -180,6 +179,8 @@ async def connect(path: str | os.PathLike[str], limits: Limits | None = None) ->
 
 def from_fd(fd: int, limits: Limits | None = None) -> Listener | Connected:
     """Adopt an inherited socket, listening or connected. After an error the descriptor still is the caller's.
+
+    The socket becomes non-blocking for everybody who shares it, and is not inherited further.
 
     Raises:
         EndpointError: Not an AF_UNIX stream socket, or neither listening nor connected.

@@ -30,8 +30,8 @@ class FdKind(StrEnum):
     OTHER = "anonymous file"
 
 
-NOTIFIERS = frozenset({FdKind.EVENTFD, FdKind.FIFO})
-"""What may carry a notification: an eventfd, or a pipe (user-mode Linux passes pipes)."""
+NOTIFIERS = frozenset({FdKind.EVENTFD, FdKind.FIFO, FdKind.SOCKET})
+"""What may carry a notification: an eventfd, a pipe, or a socket (what user-mode Linux calls a pipe is one)."""
 
 _BY_FORMAT = {
     stat.S_IFIFO: FdKind.FIFO,
@@ -60,11 +60,11 @@ def check_notifier(fd: int) -> None:
     """Accept what may be a kick, call or err descriptor.
 
     Raises:
-        FdError: Neither an eventfd nor a pipe.
+        FdError: Neither an eventfd nor a pipe nor a socket.
     """
     kind = kind_of(fd)
     if kind not in NOTIFIERS:
-        raise FdError(f"cannot notify through a descriptor of kind {kind}: an eventfd or a pipe is needed")
+        raise FdError(f"cannot notify through a descriptor of kind {kind}: an eventfd, a pipe or a socket is needed")
 
 
 def _kernel_name(fd: int) -> str:

@@ -233,10 +233,14 @@ def _measure_table(data: bytes) -> dict[str, int]:
     nregions = cs.Int32un.parse(data)
     if not 1 <= nregions <= MAX_REGIONS:
         raise PayloadError(f"nregions {nregions} is not in 1..{MAX_REGIONS}")
-    region_size, rest = divmod(len(data) - _TABLE_PREFIX, nregions)
-    if rest or region_size not in (_REGION_SIZE, _XEN_REGION_SIZE):
+    size = len(data) - _TABLE_PREFIX
+    for region_size in (_REGION_SIZE, _XEN_REGION_SIZE):
+        if size == nregions * region_size:
+            return {"region_size": region_size}
+    # User-mode Linux sends room for two regions, whatever nregions says; what is not counted is not looked at.
+    if size % _REGION_SIZE or not nregions * _REGION_SIZE < size <= MAX_REGIONS * _REGION_SIZE:
         raise PayloadError(f"nregions {nregions} does not match a payload of {len(data)} bytes")
-    return {"region_size": region_size}
+    return {"region_size": _REGION_SIZE}
 
 
 def _measure_single_region(data: bytes) -> dict[str, int]:

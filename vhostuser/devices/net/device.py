@@ -21,8 +21,9 @@ class NetDevice(Device):
     def __init__(self, port: Port, add: int = 0, remove: int = 0) -> None:
         """A device on `port`, which it closes; `add` and `remove` change the features offered by default."""
         self.port = port
-        able = net.SUPPORTED & ~port.unsupported
-        self.features = net.consistent((RING_FEATURES | able | (add & _OFFERABLE & ~port.unsupported)) & ~remove)
+        wanted = RING_FEATURES | net.SUPPORTED | (add & _OFFERABLE)
+        # int: the complement of an IntFlag lacks the bits above its highest member
+        self.features = net.consistent(wanted & ~int(port.unsupported) & ~remove)
         port.set_carrier(False)
 
     def pump(self, group: int, features: int) -> NetPump:

@@ -72,7 +72,7 @@ def consistent(features: int) -> int:
         before = kept
         for bit, needed in REQUIRES.items():
             if kept & bit and not kept & needed:
-                kept &= ~bit
+                kept &= ~int(bit)
         if kept == before:
             return kept
 
