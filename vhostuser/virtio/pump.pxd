@@ -16,7 +16,10 @@ cdef class Pump:
     cdef int loop(self) noexcept nogil
     cdef void wait(self, int todo) noexcept nogil
     cdef bint watch(self, int slot, Ring ring) noexcept nogil
+    cdef unsigned long long vanished
     cdef bint broken(self) noexcept nogil
+    cdef bint lost(self, Ring ring) noexcept nogil
+    cdef bint arm(self, Ring ring) noexcept nogil
 
 cdef class ChainPump(Pump):
     cdef readonly unsigned long long ticket

@@ -48,6 +48,7 @@ class Pump:
         self.second = second
         self.port = -1
         self.port_failed = False
+        self.vanished = 0
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         woken = array("I", [0])
         self.woken = woken
@@ -75,6 +76,7 @@ class Pump:
     def run(self) -> int:
         """Turn and wait until woken (0) or until there is an event (``EVENT``). Releases the GIL."""
         todo: cython.int
+        self.vanished = pages_vanished()
         with cython.nogil:
             todo = self.loop()
         if todo == 0:
@@ -86,6 +88,7 @@ class Pump:
         """One turn, for who drives a pump without a thread: what is left, a mask of ``layout``'s names."""
         limit: cython.int = budget
         todo: cython.int
+        self.vanished = pages_vanished()
         with cython.nogil:
             todo = self.step(limit)
         return todo
@@ -132,6 +135,20 @@ class Pump:
         self.poll_set[2 * slot + 1] = _IN
         return ring.armed and ring.kick < 0
 
+    def lost(self, ring: Ring) -> cython.bint:
+        """Whether guest memory vanished since the last look; then it was under `ring`, which is broken now."""
+        now: cython.ulonglong = pages_vanished()
+        if now == self.vanished:
+            return False
+        self.vanished = now
+        ring.fail(VANISHED)
+        return True
+
+    def arm(self, ring: Ring) -> cython.bint:
+        """Ask the ring's driver for a kick. True: there is a reason for another turn instead."""
+        more: cython.bint = ring.arm()
+        return self.lost(ring) or more
+
     def broken(self) -> cython.bint:
         """Whether a ring broke, or the port failed, and nobody was told yet."""
         if self.first.fault and not self.first.reported:
@@ -155,23 +172,18 @@ class ChainPump(Pump):
     def step(self, budget: cython.int) -> cython.int:
         """Take one chain if none is out."""
         taken: cython.int
-        before: cython.ulonglong = pages_vanished()
         if self.first.taken or not self.first.runs() or not self.first.enabled:
             return EVENT if self.broken() else 0
         self.first.disarm()
         taken = self.first.take(1)
-        if pages_vanished() != before:
-            taken = self.first.fail(VANISHED)
-        if taken < 0:
+        if self.lost(self.first) or taken < 0:
             return EVENT
         if taken == 0:
-            if not self.first.arm():
-                return 0
-            return WORK
+            return WORK if self.arm(self.first) else 0
         if self.first.segments[0] == 0:
             self.first.give(1)
             self.first.publish()
-            return WORK
+            return EVENT if self.lost(self.first) else WORK
         self.ticket += 1
         return EVENT
 
@@ -191,36 +203,34 @@ class ChainPump(Pump):
     def read(self, ticket: int) -> bytes:
         """The bytes of the chain's readable buffers. Raises MemoryAccessError if chain or memory are gone."""
         self._check(ticket)
-        before = pages_vanished()
         data = b"".join(ctypes.string_at(at, size) for at, size in self.buffers()[0])
-        self._check_vanished(before)
+        self._check_memory()
         return data
 
     def write(self, ticket: int, data: bytes) -> int:
         """Copy `data` into the chain's writable buffers, as much as fits: bytes copied. Raises as :meth:`read` does."""
         self._check(ticket)
-        before = pages_vanished()
         done = 0
         for at, size in self.buffers()[1]:
             part = data[done : done + size]
             ctypes.memmove(at, part, len(part))
             done += len(part)
-        self._check_vanished(before)
+        self._check_memory()
         return done
 
     def _check(self, ticket: int) -> None:
         if ticket != self.ticket or not self.first.taken or not self.first.runs():
             raise MemoryAccessError(f"chain {ticket} of vring {self.first.index} is no longer the device's")
+        self.vanished = pages_vanished()
 
-    def _check_vanished(self, before: int) -> None:
-        if pages_vanished() != before:
-            self.first.break_ring(VANISHED)
+    def _check_memory(self) -> None:
+        if self.lost(self.first):
             raise MemoryAccessError(f"guest memory vanished under vring {self.first.index}")
 
     def complete(self, ticket: int, written: int) -> bool:
         """Give the chain with this ticket back with so many bytes written, and publish it.
 
-        False: its ring stopped meanwhile, and the chain went back to the driver's side untouched.
+        False: its ring stopped meanwhile, and the chain went back to the driver's side untouched; or it just broke.
         """
         count: cython.uint = written
         try:
@@ -231,4 +241,4 @@ class ChainPump(Pump):
             self.first.written[0] = count
             self.first.give(1)
             self.first.publish()
-        return True
+        return not self.lost(self.first)

@@ -142,9 +142,13 @@ class Ring:
     def adopt(self, memory: GuestMemory) -> None:
         """Use this memory table from now on. A ring whose addresses are not in it is broken.
 
+        A chain that a device still works on goes back: where its buffers were, they are no more.
+
         Raises:
             MemoryAccessError: the same, for the caller to report.
         """
+        if self.taken:
+            self.give(0)
         self.memory = memory
         self.desc = self.driver = self.device = 0
         try:
@@ -185,10 +189,6 @@ class Ring:
         self.armed = False
         self.kick = self.call = -1
         return self.position()
-
-    def break_ring(self, fault: int) -> None:
-        """Break the ring from outside a turn, for a reason of :data:`FAULTS`."""
-        self.fail(fault)
 
     def report(self) -> None:
         """Signal the err descriptor once for the present fault."""
@@ -246,6 +246,7 @@ class Ring:
             self.iov[2 * self.iov_end] = self.iov[2 * self.iov_end + 1] = 0
         else:
             self.segments[self.taken] = self.readable[self.taken] = 0
+            self.size[self.taken] = 0
         self.taken += 1
 
     def gather(self, address: cython.ulonglong, length: cython.uint, writable: cython.bint) -> cython.int:

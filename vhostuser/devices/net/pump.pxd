@@ -1,6 +1,5 @@
 from vhostuser.devices.net.header cimport admit
 from vhostuser.virtio.layout cimport *
-from vhostuser.virtio.memory cimport pages_vanished
 from vhostuser.virtio.primitives cimport *
 from vhostuser.virtio.pump cimport Pump
 from vhostuser.virtio.ring cimport Ring

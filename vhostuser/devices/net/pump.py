@@ -34,7 +34,6 @@ from vhostuser.virtio.split import SplitRing
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.header import admit
     from vhostuser.virtio.layout import BURST, EVENT, PORT_IN, PORT_OUT, READABLE, SEGMENTS, VANISHED, WORK, WRITABLE
-    from vhostuser.virtio.memory import pages_vanished
     from vhostuser.virtio.primitives import copy, readv, store_u8, store_u16, writev
     from vhostuser.virtio.pump import Pump
 
@@ -117,26 +116,24 @@ class NetPump(Pump):
         """One turn: transmit, then receive, each at most `budget` chains."""
         tx: cython.int = 0
         rx: cython.int = 0
-        before: cython.ulonglong = pages_vanished()
         self.counts[TURNS] += 1
         if self.tx.runs():
             self.tx.disarm()
             tx = self.transmit(budget)
-            if pages_vanished() != before:
-                tx = self.tx.fail(VANISHED)
-                before = pages_vanished()
+            if self.lost(self.tx):
+                return EVENT
         if self.rx.runs() and self.rx.enabled:
             self.rx.disarm()
             rx = self.receive(budget)
-            if pages_vanished() != before:
-                rx = self.rx.fail(VANISHED)
+            if self.lost(self.rx):
+                return EVENT
         if self.broken():
             return EVENT
         if tx == WORK or rx == WORK:
             return WORK
-        if tx == _KICK and self.tx.arm():
+        if tx == _KICK and self.arm(self.tx):
             return WORK
-        if rx == _KICK and self.rx.arm():
+        if rx == _KICK and self.arm(self.rx):
             return WORK
         return (tx | rx) & (PORT_IN | PORT_OUT)
 
