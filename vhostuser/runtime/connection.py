@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 #: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
 Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
 
+REFUSALS_LOGGED = 10  # of a session, as warnings
+
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
 PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
 
@@ -98,6 +100,7 @@ class Connection:
         self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
         self._channel = channel
+        self._refusals = 0
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
         self._nursery: trio.Nursery | None = None
@@ -133,13 +136,20 @@ class Connection:
             log.debug("> %s", describe(Direction.FRONTEND, frame))
             message, outcome = await self._carry_out(frame)
             if isinstance(outcome, Failed):
-                log.warning("refused: %s", outcome.error)
+                self._log_refusal(outcome.error)
             reply = self.session.answer(message, outcome)
         if reply is not None:
             with reply.fds:
                 log.debug("< %s", reply)
                 await self._channel.send(reply)
         await self.reap()
+
+    def _log_refusal(self, error: Exception) -> None:
+        """Warn of the first refusals; a front-end that is refused in a loop shall not fill the log."""
+        self._refusals += 1
+        log.log(logging.WARNING if self._refusals <= REFUSALS_LOGGED else logging.DEBUG, "refused: %s", error)
+        if self._refusals == REFUSALS_LOGGED:
+            log.warning("further refusals of this session are logged with -vv only")
 
     async def _carry_out(self, frame: Frame) -> tuple[Message, Outcome]:
         try:

@@ -17,6 +17,7 @@ import ctypes
 import os
 import select
 from array import array
+from contextlib import suppress
 
 import cython
 
@@ -69,9 +70,13 @@ class Pump:
             self.wake_fd = -1
 
     def wake(self) -> None:
-        """Make :meth:`run` return after the present turn. Any thread may call it."""
-        store_release_u32(self.woken_address, 1)
+        """Make :meth:`run` return after the present turn. Any thread may call it.
+
+        The descriptor comes first: `run` takes the flag back and then empties the descriptor, so whatever it meets in
+        between, no flag is left without a wake-up, and the descriptor is not left readable for :meth:`wait` to spin on.
+        """
         os.eventfd_write(self.wake_fd, 1)
+        store_release_u32(self.woken_address, 1)
 
     def run(self) -> int:
         """Turn and wait until woken (0) or until there is an event (``EVENT``). Releases the GIL."""
@@ -81,7 +86,8 @@ class Pump:
             todo = self.loop()
         if todo == 0:
             store_release_u32(self.woken_address, 0)
-            os.eventfd_read(self.wake_fd)
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.wake_fd)
         return todo
 
     def turn(self, budget: int = BUDGET) -> int:
