@@ -26,8 +26,10 @@ extensions = [
         name,
         [name.replace(".", "/") + ".py"],
         extra_compile_args=["-O2", "-g0", "-Wno-unused-function", "-Wno-sign-compare"],
-        optional=not required,
     )
     for name in MODULES
 ]
-setup(ext_modules=cythonize(extensions, compiler_directives=directives, quiet=True))
+modules = cythonize(extensions, compiler_directives=directives, quiet=True)
+for module in modules:
+    module.optional = not required  # cythonize makes new objects, without this attribute of the old ones
+setup(ext_modules=modules)

@@ -161,7 +161,7 @@ def _run(
 
 
 def _check_edition() -> None:
-    if not edition.interpreted_modules():
+    if edition.compiled():
         return
     if os.environ.get("VHOSTUSER_REQUIRE_COMPILED") == "1":
         raise SystemExit(f"VHOSTUSER_REQUIRE_COMPILED is set, but the data path is {edition.name()}")

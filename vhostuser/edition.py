@@ -7,7 +7,7 @@ both). ``VHOSTUSER_REQUIRE_COMPILED=1`` makes it an error if the compiled one is
 import importlib.util
 import os
 import sys
-from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 
 #: The modules that are compiled where a C compiler works.
 MODULES = (
@@ -21,8 +21,12 @@ MODULES = (
 
 
 def choose(package_path: str) -> None:
-    """Prefer sources to extension modules below `package_path` if the environment asks for it."""
-    if os.environ.get("VHOSTUSER_EDITION") != "interpreted":
+    """Prefer sources to extension modules below `package_path` if the environment asks for it.
+
+    Likewise where a build left only some of the extension modules: they call each other in C and need all.
+    """
+    built = [_extension(package_path, module) for module in MODULES]
+    if os.environ.get("VHOSTUSER_EDITION") != "interpreted" and (all(built) or not any(built)):
         return
     source_only = FileFinder.path_hook((SourceFileLoader, SOURCE_SUFFIXES))
 
@@ -37,15 +41,17 @@ def choose(package_path: str) -> None:
             del sys.path_importer_cache[path]
 
 
-def interpreted_modules() -> list[str]:
-    """The modules of the data path that run interpreted; none in the compiled edition."""
-    specs = [importlib.util.find_spec(name) for name in MODULES]
-    return [spec.name for spec in specs if spec is not None and (spec.origin or "").endswith(".py")]
+def _extension(package_path: str, module: str) -> bool:
+    below = module.split(".", 1)[1].replace(".", "/")
+    return any(os.path.exists(f"{package_path}/{below}{suffix}") for suffix in EXTENSION_SUFFIXES)
+
+
+def compiled() -> bool:
+    """Whether the compiled edition is in use."""
+    spec = importlib.util.find_spec(MODULES[0])
+    return spec is not None and not (spec.origin or "").endswith(".py")
 
 
 def name() -> str:
-    """``compiled``, ``interpreted``, or which modules are interpreted when a build went half wrong."""
-    interpreted = interpreted_modules()
-    if not interpreted:
-        return "compiled"
-    return "interpreted" if len(interpreted) == len(MODULES) else f"partly interpreted: {', '.join(interpreted)}"
+    """``compiled`` or ``interpreted``."""
+    return "compiled" if compiled() else "interpreted"

@@ -14,6 +14,7 @@
     │   ├── MemoryAccessError         an address outside guest memory, or memory that vanished
     │   └── RingError                 indices, descriptors or chains that cannot be
     ├── PortError                   the host side (tap, socket) failed
+    ├── EndpointError               the vhost-user socket cannot be made or used
     └── ConnectionClosedError       the peer is gone
 
 A message holds the offending value, the limit, and the specification's name for it:
@@ -75,6 +76,10 @@ class RingError(GuestError):
 
 class PortError(VhostUserError):
     """The host side of a device (tap, packet socket) cannot be opened or has failed."""
+
+
+class EndpointError(VhostUserError):
+    """A socket cannot be made, or what stands in its place is not one that we may use."""
 
 
 class ConnectionClosedError(VhostUserError):

@@ -14,14 +14,13 @@ import pytest
 import trio
 import trio.testing
 
-from vhostuser.errors import ConnectionClosedError
+from vhostuser.errors import ConnectionClosedError, EndpointError
 from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import (
     BACKLOG,
     RETRY_MAX,
     Connector,
     Endpoint,
-    EndpointError,
     connect,
     from_fd,
     listen,

@@ -25,7 +25,7 @@ from abc import abstractmethod
 
 import trio
 
-from vhostuser.errors import VhostUserError
+from vhostuser.errors import EndpointError
 from vhostuser.transport.channel import Channel, Limits
 
 BACKLOG = 16
@@ -38,10 +38,6 @@ RETRY_MAX = 1.0
 # Out of descriptors or memory: it may pass when another guest leaves, so accepting waits rather than fails.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NOT_THERE_YET = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN})
-
-
-class EndpointError(VhostUserError):
-    """A socket cannot be made, or what stands in its place is not one that we may use."""
 
 
 class Endpoint(trio.abc.AsyncResource):
