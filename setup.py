@@ -1,7 +1,8 @@
 """Builds the compiled edition of the data path; everything else is in pyproject.toml.
 
-The modules of ``vhostuser.edition.MODULES`` are annotated Python. Where a C compiler works they become extension modules; where none does the
-install succeeds all the same and the same files run interpreted. ``VHOSTUSER_REQUIRE_COMPILED=1`` makes that fatal.
+The modules of ``vhostuser.edition.MODULES`` are annotated Python. Where a C compiler works they become extension
+modules; where none does the install succeeds all the same and the same files run interpreted.
+``VHOSTUSER_REQUIRE_COMPILED=1`` makes that fatal.
 """
 
 import os
@@ -11,12 +12,12 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from vhostuser.edition import MODULES  # noqa: E402
+from vhostuser.edition import MODULES
 
 required = os.environ.get("VHOSTUSER_REQUIRE_COMPILED") == "1"
 directives = {
     "language_level": 3,
-    "boundscheck": False,  # indices are checked where guest values enter; tests run the interpreted edition, which checks all
+    "boundscheck": False,  # guest values are checked where they enter; the interpreted edition checks every index
     "wraparound": False,
     "initializedcheck": False,
     "cdivision": True,

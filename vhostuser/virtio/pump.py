@@ -26,7 +26,7 @@ from vhostuser.errors import MemoryAccessError
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import BUDGET, EVENT, POLL_MS, PORT_IN, PORT_OUT, VANISHED, WORK
     from vhostuser.virtio.memory import pages_vanished
-    from vhostuser.virtio.primitives import load_acquire_u32, poll, store_release_u32
+    from vhostuser.virtio.primitives import drain, load_acquire_u32, poll, store_release_u32
     from vhostuser.virtio.ring import Ring
 
 _IN = cython.declare(cython.int, select.POLLIN)
@@ -72,11 +72,11 @@ class Pump:
     def wake(self) -> None:
         """Make :meth:`run` return after the present turn. Any thread may call it.
 
-        The descriptor comes first: `run` takes the flag back and then empties the descriptor, so whatever it meets in
-        between, no flag is left without a wake-up, and the descriptor is not left readable for :meth:`wait` to spin on.
+        The flag comes first, so a thread that wakes up finds it. A write that comes late, when `run` has returned and
+        taken the flag back, costs one turn: :meth:`wait` empties the descriptor.
         """
-        os.eventfd_write(self.wake_fd, 1)
         store_release_u32(self.woken_address, 1)
+        os.eventfd_write(self.wake_fd, 1)
 
     def run(self) -> int:
         """Turn and wait until woken (0) or until there is an event (``EVENT``). Releases the GIL."""
@@ -130,6 +130,8 @@ class Pump:
         self.poll_set[7] = events
         if poll(self.poll_address, _SLOTS, timeout) <= 0:
             return
+        if self.poll_set[1] >> 16:
+            drain(self.wake_fd)
         if self.poll_set[3] >> 16:
             self.first.kicked()
         if self.second is not None and self.poll_set[5] >> 16:
