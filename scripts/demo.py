@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from ipaddress import IPv4Address
 from typing import Any
 
 import click
+import trio
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +27,10 @@ from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic
 from tests.rig.traffic import Host, iperf_mbits
 from tests.rig.uml import Uml
+from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.guest import UDP_ECHO_PORT, BuiltinGuest
+from vhostuser.frontend.memory import GuestRam
+from vhostuser.frontend.net import NetDriver
 
 TAP = "vhu0"
 HOST_ADDRESS = "10.77.0.1"
@@ -33,7 +41,11 @@ SECONDS = 3
 #: An Ethernet frame without offloads: MTU plus header.
 PLAIN_FRAME = 1514
 
+DATAGRAMS = 200
+
 console = Console()
+if not console.is_terminal:
+    console.width = 100
 
 
 class Report:
@@ -41,7 +53,7 @@ class Report:
 
     def __init__(self) -> None:
         self.ok = True
-        self._table = Table("what", "result", "", title="The guest's only network card is ours")
+        self._table = plain_table("what", "result", "", title="The guest's only network card is ours")
 
     def row(self, what: str, result: str, ok: bool) -> None:
         """Add one line."""
@@ -51,6 +63,14 @@ class Report:
     def show(self) -> None:
         """Print the table."""
         console.print(self._table)
+
+
+def plain_table(*columns: str, title: str) -> Table:
+    """A table that has a frame on a terminal and none on a pipe."""
+    table = Table(*columns, title=title, title_justify="left")
+    if not console.is_terminal:
+        table.box = None
+    return table
 
 
 @contextlib.contextmanager
@@ -72,9 +92,7 @@ def show_machine(kind: str, report: Report) -> dict[str, Any]:
     with Netns() as netns, Backend(netns, tap=TAP) as backend:
         netns.add_address(TAP, f"{HOST_ADDRESS}/{PREFIX}")
         with step(f"Booting a Linux guest in {'QEMU' if kind == 'qemu' else 'user-mode Linux'}"):
-            guest = (
-                Qemu(image, [VhostUserNic(backend.socket)]) if kind == "qemu" else Uml(image, backend.socket)
-            )
+            guest = Qemu(image, [VhostUserNic(backend.socket)]) if kind == "qemu" else Uml(image, backend.socket)
         with guest:
             guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
             cards = guest.run("ls /sys/class/net").split()
@@ -102,6 +120,42 @@ def show_ping(netns: Netns, report: Report) -> None:
     report.row("ping", output.strip().splitlines()[-1], " 0% packet loss" in output)
 
 
+def show_builtin(report: Report) -> dict[str, Any]:
+    """The package's own front-end with a guest that answers ping and echoes UDP. Returns the back-end's counters."""
+    debian.install(debian.NETWORK)
+    netns = Netns.current()
+    with Backend(netns, tap=TAP) as backend:
+        netns.add_address(TAP, f"{HOST_ADDRESS}/{PREFIX}")
+        trio.run(serve_builtin, backend, partial(show_answers, netns, report))
+        return backend.counters()
+
+
+async def serve_builtin(backend: Backend, show: Callable[[], None]) -> None:
+    """Run the built-in guest while `show` runs in a thread."""
+    guest = BuiltinGuest(bytes.fromhex("525400766802"), IPv4Address(GUEST_ADDRESS))
+    with GuestRam() as memory:
+        async with await FrontEnd.connect(backend.socket) as front_end, trio.open_nursery() as nursery:
+            driver = await NetDriver.start(front_end, memory)
+            nursery.start_soon(guest.run, driver)
+            await trio.to_thread.run_sync(show)
+            nursery.cancel_scope.cancel()
+            driver.close()
+
+
+def show_answers(netns: Netns, report: Report) -> None:
+    """Ping the guest, and have it echo datagrams."""
+    show_ping(netns, report)
+    with step("UDP echo"), netns.open_socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.connect((GUEST_ADDRESS, UDP_ECHO_PORT))
+        udp.settimeout(2)
+        back = 0
+        for size in range(DATAGRAMS):
+            sent = os.urandom(size)
+            udp.send(sent)
+            back += udp.recv(65536) == sent
+    report.row("UDP datagrams echoed", f"{back} of {DATAGRAMS}", back == DATAGRAMS)
+
+
 def show_counters(counters: dict[str, Any]) -> None:
     """Print the back-end's own counters, the nested ones under dotted names."""
 
@@ -112,33 +166,31 @@ def show_counters(counters: dict[str, Any]) -> None:
             else:
                 yield prefix + name, str(value)
 
-    table = Table("counter", "value", title="The back-end's own counters")
+    table = plain_table("counter", "value", title="The back-end's own counters")
     for name, value in flat(counters):
         table.add_row(name, value)
     console.print(table)
 
 
-def in_own_namespace() -> None:
-    """Without root: run the demo again as root of a user and network namespace of its own."""
-    words = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-m", "scripts.demo", *sys.argv[1:]]
+def again_in_own_namespace() -> None:
+    """Run the demo again in a network namespace of its own; without root in a user namespace, as its root."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    words = ["unshare", *user, "--net", sys.executable, "-m", "scripts.demo", *sys.argv[1:], "--in-namespace"]
     os.execvp(words[0], words)
 
 
 @click.command()
 @click.option("--guest", type=click.Choice(["qemu", "uml", "builtin"]), default="qemu", show_default=True)
-def main(guest: str) -> None:
+@click.option("--in-namespace", is_flag=True, hidden=True)
+def main(guest: str, in_namespace: bool) -> None:
     """Boot a guest whose only network card is served by this back-end, and show what passes."""
+    if guest == "builtin" and not in_namespace:
+        again_in_own_namespace()
     if os.geteuid() != 0:
-        if guest != "builtin":
-            raise click.ClickException("needs root; --guest builtin does not")
-        in_own_namespace()
+        raise click.ClickException("needs root; --guest builtin does not")
     report = Report()
-    shows: dict[str, Callable[[], dict[str, Any]]] = {
-        "qemu": lambda: show_machine("qemu", report),
-        "uml": lambda: show_machine("uml", report),
-    }
     try:
-        counters = shows[guest]()
+        counters = show_builtin(report) if guest == "builtin" else show_machine(guest, report)
     except RigError as error:
         report.show()
         raise click.ClickException(str(error)) from None

@@ -1,9 +1,11 @@
 # Sourced by the scripts beside it, in the root of the repository: makes .venv and installs the project into it, with
-# the extras named in $1. Does nothing when nothing changed since it last ran.
+# the extras named in $1. Does nothing when nothing that is built changed since it last ran.
 
 setup() {
-    local extras=${1:-} stamp
-    stamp="$extras $(cat pyproject.toml setup.py $(find vhostuser -name '*.py' -o -name '*.pxd' -o -name '*.h' | sort) | sha256sum)"
+    local extras=${1:-} definitions stamp
+    # every compiled module has its C definitions beside it
+    definitions=$(find vhostuser -name '*.pxd' | sort)
+    stamp="$extras $(cat pyproject.toml setup.py vhostuser/edition.py vhostuser/*/*.h $definitions ${definitions//.pxd/.py} | sha256sum)"
     [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ] && return
 
     if [ ! -x .venv/bin/python ]; then

@@ -60,13 +60,17 @@ def test_inherited_listening_socket(image: GuestImage, tmp_path: Path) -> None:
 
 def test_inherited_connection(image: GuestImage, tmp_path: Path) -> None:
     path = tmp_path / "front-end.sock"
-    with Netns() as netns, Qemu(image, [VhostUserNic(path, server=True)], wait=False) as guest:
-        with connection_to(guest, path) as connection, Backend(netns, fd=connection) as backend:
-            connection.close()
-            guest.attach()
-            serve(netns, backend, guest)
-            guest.close()
-            assert backend.program.wait() == 0, "there is nobody else to serve"
+    with (
+        Netns() as netns,
+        Qemu(image, [VhostUserNic(path, server=True)], wait=False) as guest,
+        connection_to(guest, path) as connection,
+        Backend(netns, fd=connection) as backend,
+    ):
+        connection.close()
+        guest.attach()
+        serve(netns, backend, guest)
+        guest.close()
+        assert backend.program.wait() == 0, "there is nobody else to serve"
 
 
 def connection_to(guest: Qemu, path: Path) -> socket.socket:

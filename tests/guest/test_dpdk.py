@@ -54,9 +54,7 @@ def test_every_frame_of_the_tap_is_received(quiet_netns: Netns, backend: Backend
         with quiet_netns.packet_socket(TAP) as tap:
             for size in sizes:
                 tap.send((destination + source + experimental).ljust(size, b"\xa5"))
-        wait_until(
-            lambda: front_end.stats().rx_packets - before.rx_packets >= len(sizes), 10, f"{len(sizes)} packets"
-        )
+        wait_until(lambda: front_end.stats().rx_packets - before.rx_packets >= len(sizes), 10, f"{len(sizes)} packets")
         after = front_end.stats()
     assert after.rx_packets - before.rx_packets == len(sizes)
     assert after.rx_bytes - before.rx_bytes == sum(sizes)

@@ -48,6 +48,19 @@ def test_fragmented_datagrams_come_back(machine: Machine) -> None:
     assert round_trips(machine.host, machine.guest, GUEST_ADDRESS, size=20000, count=20)["received"] == 20
 
 
+def test_counters_agree_with_the_kernel(machine: Machine) -> None:
+    def uncounted() -> tuple[int, int]:
+        """Packets that the kernel saw and the back-end did not, each way."""
+        ours, kernel = machine.backend.counters(), acceptance.link_packets(machine.netns, machine.tap)
+        return kernel[0] - ours["tx_packets"], kernel[1] - ours["rx_packets"]
+
+    # what passed the tap before the guest was there is none of the guest's traffic
+    before, packets = acceptance.settled(uncounted), machine.backend.counters()["tx_packets"]
+    iperf_mbits(machine.guest, machine.host, HOST_ADDRESS, 1)
+    assert acceptance.settled(uncounted) == before
+    assert machine.backend.counters()["tx_packets"] > packets
+
+
 def test_memory_hot_plug_under_traffic(machine: Machine) -> None:
     assert isinstance(machine.guest, Qemu)
     acceptance.hotplug(machine.guest, machine.host, machine.backend, cycles=2, seconds=3)

@@ -17,7 +17,7 @@ from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
 from vhostuser.wire import layouts
 from vhostuser.wire.frames import VERSION, Frame, HeaderFlags, LentFds
-from vhostuser.wire.messages import Payload
+from vhostuser.wire.messages import U64, Payload
 from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest, Reply
 
 REQUEST = int(VERSION)
@@ -88,10 +88,16 @@ async def talking(front_end: FrontEnd) -> None:
     assert (answer.request, answer.flags, len(answer.payload)) == (FrontendRequest.GET_FEATURES, REPLY, 8), str(answer)
 
 
+async def signalled(fd: int) -> None:
+    """Wait until an eventfd, usually an err descriptor, was written to."""
+    with trio.fail_after(DEADLINE):
+        await trio.lowlevel.wait_readable(fd)
+
+
 def _refusal(frame: Frame) -> bytes:
     spec = FRONTEND_REQUESTS.get(frame.request)
     if spec is None or spec.reply is not Reply.ALWAYS:
-        return layouts.build(layouts.messages.U64(1))
+        return layouts.build(U64(1))
     return layouts.build(spec.refusal) if spec.refusal else b""
 
 

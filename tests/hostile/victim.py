@@ -25,7 +25,7 @@ from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.channel import Limits
-from vhostuser.transport.endpoints import listen
+from vhostuser.transport.endpoints import Endpoint, listen
 from vhostuser.wire.requests import FrontendRequest
 
 DEADLINE = 20.0
@@ -63,13 +63,13 @@ class Victim:
 
 
 @asynccontextmanager
-async def serving(path: Path, limits: Limits | None = None) -> AsyncIterator[Victim]:
-    """Serve a network device at `path` while the block runs."""
+async def serving(path: Path, limits: Limits | None = None, endpoint: Endpoint | None = None) -> AsyncIterator[Victim]:
+    """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already."""
     port = PairPort()
     device = NetDevice(port)
     try:
-        async with await listen(path, limits) as endpoint, trio.open_nursery() as nursery:
-            server = Server(device, endpoint)
+        async with endpoint or await listen(path, limits) as origin, trio.open_nursery() as nursery:
+            server = Server(device, origin)
             nursery.start_soon(server.run)
             yield Victim(path, port, device, server, nursery)
             nursery.cancel_scope.cancel()

@@ -90,9 +90,7 @@ class GuestJob:
         self._agent = agent
         self._command = command
         self._name = name
-        self.pid = int(
-            agent.run(f"({command}; echo $? >{name}.rc) >{name} 2>&1 </dev/null & echo $!").split()[-1]
-        )
+        self.pid = int(agent.run(f"({command}; echo $? >{name}.rc) >{name} 2>&1 </dev/null & echo $!").split()[-1])
 
     @property
     def output(self) -> str:

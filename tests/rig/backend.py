@@ -46,9 +46,10 @@ class Footprint:
         fds: Counter[str] = Counter()
         for entry in (process / "fd").iterdir():
             try:
-                fds[re.sub(r"\d+", "", os.readlink(entry))] += 1
+                target = re.sub(r"\d+", "", os.readlink(entry))
             except FileNotFoundError:
                 continue  # closed while we looked
+            fds[target.rpartition("/")[2]] += 1
         names = (line.split(maxsplit=5)[5:] for line in (process / "maps").read_text().splitlines())
         mappings = Counter(
             name[0] for name in names if name and not name[0].startswith("[") and not Path(name[0]).is_file()
@@ -112,9 +113,7 @@ class Backend:
         argv += ["--client"] if client else []
         argv += ["--tap", tap] if tap else []
         argv += ["--counters", str(self._counters), *options]
-        self.program = Program(
-            netns.argv(argv), self.folder / "backend.log", pass_fds=[fd.fileno()] if fd else []
-        )
+        self.program = Program(netns.argv(argv), self.folder / "backend.log", pass_fds=[fd.fileno()] if fd else [])
         try:
             if wait and not client and fd is None:
                 self.program.wait_for(self._listens, 20, f"the back-end to listen on {self.socket}")

@@ -66,9 +66,7 @@ def guest_image() -> GuestImage:
         RigError: a package or a program is missing.
     """
     folder = cache_folder() / _builder_hash()
-    image = GuestImage(
-        folder / "vmlinuz", folder / "linux.uml", folder / "initramfs.gz", folder / "traffic"
-    )
+    image = GuestImage(folder / "vmlinuz", folder / "linux.uml", folder / "initramfs.gz", folder / "traffic")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -6,10 +6,12 @@ namespace that we are in already (the demo without root runs in one that ``unsha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Sequence
@@ -34,6 +36,7 @@ class Netns:
 
     def __init__(self, name: str | None = None) -> None:
         """Make a new one under a name that is unique to this process."""
+        remove_stale()
         self.name: str | None = name or f"vhu-{os.getpid()}-{next(_numbers)}"
         run(["ip", "netns", "add", self.name])
         self.ip("link", "set", "lo", "up")
@@ -174,6 +177,14 @@ class TapWatcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def remove_stale() -> None:
+    """Remove the namespaces of runs that were killed before they could."""
+    for name in re.findall(r"^vhu-\d+-\d+", run(["ip", "netns", "list"]), re.MULTILINE):
+        if not Path(f"/proc/{name.split('-')[1]}").exists():
+            with contextlib.suppress(RigError):  # another run may be at it, too
+                run(["ip", "netns", "delete", name])
 
 
 def parse_snmp(text: str, protocol: str, counter: str) -> int:

@@ -1,14 +1,13 @@
 """Started programs, each with one owner, and waiting with a limit.
 
 A program's standard output and standard error go to a log file, so that nothing blocks on a full pipe and a failure
-can be explained. A program dies with its owner: by :meth:`Program.stop`, at the latest when this process ends (the
-kernel then kills it), so that an interrupted test run leaves nothing behind.
+can be explained. A program dies with its owner: by :meth:`Program.stop`, at the latest when the thread that started it
+ends (the kernel then kills it), so that an interrupted test run leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -21,8 +20,8 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+#: The kernel kills what runs behind this prefix when its parent dies.
+_DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 class RigError(AssertionError):
@@ -73,14 +72,13 @@ class Program:
         self.log = log
         with log.open("wb") as output:
             self._popen = subprocess.Popen(
-                self.argv,
+                [*_DIES_WITH_PARENT, *self.argv],
                 stdin=subprocess.PIPE if keep_stdin else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=pass_fds,
                 env={**os.environ, **env} if env else None,
-                preexec_fn=_die_with_parent,
-                start_new_session=True,
+                start_new_session=True,  # an interrupt from the keyboard is ours; we end them in order
             )
 
     @property
@@ -117,17 +115,20 @@ class Program:
             RigError: the program ended first, or the time is over.
         """
 
-        def check() -> T:
-            if not (value := condition()) and not self.alive:
-                raise self.failure(f"waited for {what}")
-            return value
+        values: list[T] = []
+
+        def over() -> bool:
+            if value := condition():
+                values.append(value)
+            return bool(values) or not self.alive
 
         try:
-            return wait_until(check, timeout, what)
+            wait_until(over, timeout, what)
         except RigError as error:
-            if "; " in str(error):
-                raise
             raise self.failure(str(error)) from None
+        if not values:
+            raise self.failure(f"waited for {what}")
+        return values[0]
 
     def wait_for_output(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
         """The first match of a regular expression in the log. Raises RigError."""
@@ -151,13 +152,6 @@ class Program:
         self._popen.kill()
         self._popen.wait()
         self._close_stdin()
-
-    def kill_group(self) -> None:
-        """End it and every process that it started in its own process group, without a chance to clean up."""
-        # it is waited for only afterwards, so that its id, which is the group's, cannot belong to a stranger
-        if self._popen.returncode is None:
-            os.killpg(self.pid, signal.SIGKILL)
-        self.kill()
 
     def stop(self, timeout: float = 10.0) -> int:
         """End it with SIGTERM and return its status; with SIGKILL when it does not listen."""
@@ -202,7 +196,3 @@ def run(argv: Sequence[str | Path], timeout: float = 30.0) -> str:
     if done.returncode:
         raise RigError(f"{' '.join(map(str, argv))}: status {done.returncode}: {done.stdout.strip()}")
     return done.stdout
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -219,9 +219,7 @@ class Qemu:
     def plug_dimm(self, name: str, megabytes: int) -> None:
         """Plug in a DIMM and put it to use in the guest, for movable memory only so that it can be unplugged."""
         before = self._memory_blocks()
-        self.qmp(
-            "object-add", qom_type="memory-backend-memfd", id=f"{name}-memory", size=megabytes * MIB, share=True
-        )
+        self.qmp("object-add", qom_type="memory-backend-memfd", id=f"{name}-memory", size=megabytes * MIB, share=True)
         self.qmp("device_add", driver="pc-dimm", id=name, memdev=f"{name}-memory")
         wait_until(lambda: self._memory_blocks() > before, 20, f"the memory of {name} in the guest")
         self.run(

@@ -164,14 +164,14 @@ def round_trips(source: End, sink: End, address: str, *, size: int = 64, count: 
         echo.kill()
 
 
-def iperf_mbits(client: End, server: End, address: str, seconds: float, *, reverse: bool = False) -> float:
+def iperf_mbits(client: End, server: End, address: str, seconds: int, *, reverse: bool = False) -> float:
     """TCP throughput as the receiver saw it.
 
     Args:
         client: the end that connects.
         server: the end that listens.
         address: the server's address.
-        seconds: how long.
+        seconds: how long; iperf3 takes whole ones.
         reverse: the server sends; else the client.
 
     Raises:
@@ -180,7 +180,7 @@ def iperf_mbits(client: End, server: End, address: str, seconds: float, *, rever
     port = next(_ports)
     listener = server.start(f"iperf3 --server --one-off --forceflush --port {port}")
     listener.wait_for_output("Server listening")
-    words = f"iperf3 --client {address} --port {port} --time {seconds:g} --json {'--reverse' if reverse else ''}"
+    words = f"iperf3 --client {address} --port {port} --time {seconds} --json {'--reverse' if reverse else ''}"
     result = json.loads(client.start(words).wait(seconds + 60))
     listener.wait(10)
     return float(result["end"]["sum_received"]["bits_per_second"]) / 1e6

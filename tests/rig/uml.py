@@ -44,6 +44,8 @@ class Uml:
         self.agent = Agent(ours)
         self.program = Program(
             [
+                # it starts helper processes that outlive it; in a process namespace they end with it
+                *("unshare", "--pid", "--fork", "--kill-child"),
                 *(image.uml, f"mem={memory}M", f"initrd={image.initramfs}", "quiet", "console=tty0"),
                 *("con=null", "con0=null,fd:1", "ssl=null", f"ssl1=tty:{os.ttyname(theirs)}"),
                 f"virtio_uml.device={socket}:{NETWORK_DEVICE}",
@@ -81,7 +83,7 @@ class Uml:
 
     def close(self) -> None:
         """End it and the processes that it started."""
-        self.program.kill_group()
+        self.program.kill()
         self.agent.close()
         self._folder.cleanup()
 

@@ -35,9 +35,7 @@ class Fake(Mapping):
 
 def table(*regions: tuple[int, int]) -> GuestMemory:
     """A table of regions (guest-physical address, size), each far away from the others in this process."""
-    return GuestMemory(
-        Fake(begin, size, 0x1000_0000 * (i + 1), begin) for i, (begin, size) in enumerate(regions)
-    )
+    return GuestMemory(Fake(begin, size, 0x1000_0000 * (i + 1), begin) for i, (begin, size) in enumerate(regions))
 
 
 def memfd(size: int) -> int:
@@ -64,9 +62,7 @@ def layouts(draw: st.DrawFn) -> list[tuple[int, int]]:
 @pytest.mark.proves("VIO-MEM-1")
 @given(layouts(), st.integers(0, 360), st.integers(1, 120))
 def test_a_range_lies_where_each_of_its_bytes_lies(regions: list[tuple[int, int]], address: int, length: int) -> None:
-    host = {
-        begin + i: 0x1000_0000 * (k + 1) + i for k, (begin, size) in enumerate(regions) for i in range(size)
-    }
+    host = {begin + i: 0x1000_0000 * (k + 1) + i for k, (begin, size) in enumerate(regions) for i in range(size)}
     memory = table(*regions)
     if all(address + i in host for i in range(length)):
         found = [at + i for at, size in memory.pieces(address, length) for i in range(size)]
@@ -241,7 +237,7 @@ def test_descriptors_that_are_no_memory(kind: str) -> None:
             "write-only": os.open(file.name, os.O_WRONLY),
         }
         try:
-            with pytest.raises(FdError, match="no regular file|not open for reading and writing"):
+            with pytest.raises(FdError, match=r"no regular file|not open for reading and writing"):
                 Mapping(fds[kind], 0, PAGE, 0, 0)
         finally:
             for fd in [*fds.values(), pipe[1]]:

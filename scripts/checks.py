@@ -1,0 +1,123 @@
+"""All checks of the project, two at a time where they do not disturb each other.
+
+Runs as ``scripts/test``, which makes the virtual environment first. A test that was deselected, skipped or expected to
+fail counts as failed: what is not shown to work is not known to work.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.rig import debian
+from tests.rig.image import guest_image
+
+LOGS = Path(".cache/checks")
+PYTHON = sys.executable
+GUEST_TESTS = "tests/guest"
+
+#: Guest tests that the interpreted edition runs too; the others repeat what these and the unit tests show.
+SHORT_GUEST_TESTS = [f"{GUEST_TESTS}/test_{name}.py" for name in ("qemu", "uml", "dpdk", "rng")]
+
+INTERPRETED = {"VHOSTUSER_EDITION": "interpreted", "VHOSTUSER_REQUIRE_COMPILED": "0"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One program that has to end with status 0."""
+
+    name: str
+    argv: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return LOGS / f"{self.name.replace(' ', '-')}.log"
+
+
+@dataclass
+class Outcome:
+    """What came of a check; both counts are 0 for what is not a test run."""
+
+    ok: bool
+    collected: int = 0
+    passed: int = 0
+
+
+def pytest(name: str, *words: str, env: dict[str, str] | None = None) -> Check:
+    """A test run; without the cache, which parallel runs would share."""
+    return Check(name, [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", *words], env or {})
+
+
+SIDE_BY_SIDE = [
+    pytest("tests compiled", f"--ignore={GUEST_TESTS}"),
+    pytest("tests interpreted", f"--ignore={GUEST_TESTS}", env=INTERPRETED),
+    Check("ruff", [PYTHON, "-m", "ruff", "check"]),
+    Check("mypy", [PYTHON, "-m", "mypy"]),
+    Check("specification coverage", [PYTHON, "scripts/spec-coverage"]),
+]
+
+#: Guests and polling peers need the machine for themselves.
+ALONE = [
+    pytest("guests compiled", GUEST_TESTS),
+    pytest("guests interpreted", *SHORT_GUEST_TESTS, env=INTERPRETED),
+]
+
+
+def run(check: Check) -> Outcome:
+    """Run a check and say how it went."""
+    start = time.monotonic()
+    with check.log.open("w") as log:
+        status = subprocess.run(
+            check.argv, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **check.env}, check=False
+        ).returncode
+    text = check.log.read_text(errors="replace")
+    outcome = Outcome(ok=status == 0)
+    if "pytest" in check.argv:
+        outcome.collected, outcome.passed = counted(text)
+        outcome.ok = outcome.ok and 0 < outcome.collected == outcome.passed
+    last = text.strip().rpartition("\n")[2].strip("= ")
+    print(f"{'ok  ' if outcome.ok else 'FAIL'} {check.name} ({time.monotonic() - start:.0f} s): {last}", flush=True)
+    if not outcome.ok:
+        print("\n".join(text.splitlines()[-60:]), flush=True)
+    return outcome
+
+
+def counted(output: str) -> tuple[int, int]:
+    """How many tests pytest collected, deselected ones included, and how many passed.
+
+    >>> counted("collected 3 items\\n==== 2 passed, 1 skipped in 0.1s ====")
+    (3, 2)
+    """
+    collected = re.search(r"^collected (\d+) items?", output, re.MULTILINE)
+    passed = re.search(r"(\d+) passed", output.strip().rpartition("\n")[2])
+    return int(collected[1]) if collected else 0, int(passed[1]) if passed else 0
+
+
+def main() -> int:
+    """Run all checks and count. Returns the exit status."""
+    debian.install(debian.PEERS)
+    LOGS.mkdir(parents=True, exist_ok=True)
+    guest_image()
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        outcomes = list(pool.map(run, SIDE_BY_SIDE))
+    outcomes += map(run, ALONE)
+    collected, passed = sum(o.collected for o in outcomes), sum(o.passed for o in outcomes)
+    failed_checks = sum(not outcome.ok for outcome in outcomes)
+    if failed_checks:
+        print(f"{failed_checks} of {len(outcomes)} checks failed; their logs are in {LOGS}")
+        print(f"{passed} passed, {max(collected - passed, 1)} failed")
+        return 1
+    print(f"collected {collected} = passed {passed}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

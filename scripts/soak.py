@@ -1,0 +1,128 @@
+"""Long acceptance runs with real peers, whose results are kept as evidence.
+
+Runs as ``scripts/soak NAME...``. Each run writes ``evidence/NAME.json``: what was run, where, and what it measured or
+how it failed. The tests run the same code in short form.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tests.rig import acceptance, debian
+from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
+from tests.rig.backend import Backend
+from tests.rig.image import guest_image
+from tests.rig.netns import Netns
+from tests.rig.process import RigError
+from tests.rig.qemu import Qemu, VhostUserNic, accelerator
+from tests.rig.traffic import Host
+from vhostuser import edition
+
+EVIDENCE = Path("evidence")
+
+
+@contextmanager
+def machine() -> Iterator[tuple[Netns, Backend, Host, Qemu]]:
+    """A QEMU guest behind a back-end, both with an address."""
+    image = guest_image()
+    with (
+        Netns() as netns,
+        serving_back_end(netns) as backend,
+        Qemu(image, [VhostUserNic(backend.socket)], dimm_slots=2) as guest,
+    ):
+        guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
+        acceptance.ping(netns)
+        yield netns, backend, Host(netns, image), guest
+
+
+def reconnect() -> dict[str, Any]:
+    """Either side goes away and comes back a hundred times."""
+    image = guest_image()
+    return {
+        "back-end killed and restarted": acceptance.restart_back_end(image, cycles=100),
+        "front-ends come and go": acceptance.restart_front_end(cycles=100),
+        "listening front-end killed and restarted": acceptance.restart_listening_front_end(image, cycles=100),
+    }
+
+
+def hotplug() -> dict[str, Any]:
+    """DIMMs plugged and unplugged a hundred times under checked traffic."""
+    with machine() as (_, backend, host, guest):
+        return acceptance.hotplug(guest, host, backend, cycles=100, seconds=120)
+
+
+def bench_tx() -> dict[str, Any]:
+    """Small frames from DPDK's front-end to a tap, through us and through DPDK, five times each in turn."""
+    return acceptance.bench_tx(rounds=5, seconds=5)
+
+
+def idle() -> dict[str, Any]:
+    """No thread runs in ten seconds without packets."""
+    with machine() as (netns, backend, _, _):
+        return acceptance.idle(netns, backend, seconds=10)
+
+
+def traffic() -> dict[str, Any]:
+    """Ten minutes of checked traffic, TCP and UDP, both ways at once."""
+    with machine() as (_, _, host, guest):
+        return acceptance.checked_traffic(guest, host, 600)
+
+
+RUNS: dict[str, Callable[[], dict[str, Any]]] = {
+    "reconnect": reconnect,
+    "hotplug": hotplug,
+    "bench-tx": bench_tx,
+    "idle": idle,
+    "traffic": traffic,
+}
+
+
+def evidence_of(name: str) -> dict[str, Any]:
+    """Run one and describe the run, its surroundings and what came of it."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    evidence: dict[str, Any] = {
+        "run": name,
+        "what": RUNS[name].__doc__,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "edition": edition.name(),
+        "accelerator": accelerator(guest_image())[1],
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+    start = time.monotonic()
+    try:
+        evidence |= {"ok": True, "result": RUNS[name]()}
+    except RigError as error:
+        evidence |= {"ok": False, "error": str(error)}
+    return evidence | {"seconds": round(time.monotonic() - start, 1)}
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, type=click.Choice(list(RUNS)))
+def main(names: tuple[str, ...]) -> None:
+    """Run long acceptance tests by name and keep the evidence."""
+    debian.install(debian.PEERS)
+    EVIDENCE.mkdir(exist_ok=True)
+    ok = True
+    for name in names:
+        evidence = evidence_of(name)
+        (EVIDENCE / f"{name}.json").write_text(json.dumps(evidence, indent=2) + "\n")
+        click.echo(json.dumps(evidence, indent=2))
+        ok = ok and evidence["ok"]
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()
