@@ -7,13 +7,11 @@ each test stands in ``victim``.
 from __future__ import annotations
 
 import array
-import errno
-import logging
 import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +29,17 @@ from tests.hostile.attack import (
     talking,
     unanswered,
 )
+from tests.hostile.stream import (
+    GET_FEATURES,
+    SET_CALL,
+    SET_FEATURES,
+    Socket,
+    features_answer,
+    raw,
+    receive_answer,
+    receive_end,
+    rights,
+)
 from tests.hostile.victim import DEADLINE, Victim, exchange, serving, unharmed
 from vhostuser.errors import ConnectionClosedError
 from vhostuser.frontend.client import FrontEnd
@@ -41,11 +50,10 @@ from vhostuser.transport.endpoints import from_fd
 from vhostuser.wire import layouts
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import HEADER_SIZE, MAX_FDS, MAX_PAYLOAD, Frame
-from vhostuser.wire.messages import U64, MemoryRegion, MemoryTable, VringAddr, VringFd, VringState
+from vhostuser.wire.messages import U64, MemoryRegion, MemoryTable, VringFd, VringState
 from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest, RequestSpec
 
 R = FrontendRequest
-Socket = trio.socket.SocketType
 
 SERVED = (
     R.GET_FEATURES,
@@ -67,46 +75,6 @@ SERVED = (
 """What the victim serves once REPLY_ACK is acknowledged, and nothing else."""
 
 TABLE_OF_EIGHT = MemoryTable(tuple(MemoryRegion(i << 20, 4096, i << 20, 0) for i in range(8)))
-
-
-@asynccontextmanager
-async def raw(victim: Victim) -> AsyncIterator[Socket]:
-    """A connected socket, for what is no message."""
-    with trio.fail_after(DEADLINE), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.setblocking(False)
-        while (full := sock.connect_ex(str(victim.path))) == errno.EAGAIN:
-            await trio.lowlevel.checkpoint()  # the backlog is full, and the server shares our event loop
-        assert not full, os.strerror(full)
-        yield trio.socket.from_stdlib_socket(sock)
-
-
-def rights(*fds: int) -> tuple[int, int, array.array[int]]:
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)
-
-
-async def receive_answer(sock: Socket, payload: int = 8) -> bytes:
-    data = b""
-    while len(data) < HEADER_SIZE + payload:
-        piece = await sock.recv(HEADER_SIZE + payload - len(data))
-        assert piece, f"closed after {data!r}"
-        data += piece
-    return data
-
-
-async def receive_end(sock: Socket) -> None:
-    """The verdict C on a raw socket."""
-    with suppress(ConnectionResetError):  # there was something that the server did not read
-        assert await sock.recv(1) == b""
-
-
-def features_answer(victim: Victim) -> bytes:
-    word = victim.device.features | VhostFeature.PROTOCOL_FEATURES
-    return Frame(R.GET_FEATURES, REPLY, layouts.build(U64(word))).encode()
-
-
-GET_FEATURES = ask(R.GET_FEATURES, flags=REQUEST).encode()
-SET_FEATURES = ask(R.SET_FEATURES, U64(VhostFeature.PROTOCOL_FEATURES), flags=REQUEST).encode()
-SET_CALL = ask(R.SET_VRING_CALL, VringFd(0), flags=REQUEST).encode()
 
 
 # ---- F1: pieces and joins --------------------------------------------------------------------------------------------
@@ -467,92 +435,6 @@ async def test_a_peer_with_nothing_to_say(impatient: Victim, case: None) -> None
         await talking(front_end)
         await trio.sleep(1.5 * IMPATIENT.message_timeout)
         await talking(front_end)
-
-
-# ---- F12: storms -----------------------------------------------------------------------------------------------------
-
-
-def resident() -> int:
-    """Resident memory of this process in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-@contextmanager
-def no_more_memory(slack: int = 8 << 20) -> Iterator[None]:
-    before = resident()
-    yield
-    assert resident() - before < slack
-
-
-async def storm(sock: Socket, request: bytes, count: int, batch: int = 100) -> None:
-    """Send `count` requests that are answered with 8 bytes each, many at a time, and read all answers."""
-    for _ in range(count // batch):
-        await sock.send(request * batch)
-        await receive_answer(sock, batch * (HEADER_SIZE + 8) - HEADER_SIZE)
-
-
-NEGOTIATED = ask(R.SET_PROTOCOL_FEATURES, U64(ProtocolFeature.REPLY_ACK), flags=REQUEST).encode()
-
-
-@pytest.mark.parametrize(
-    ("request_", "count"),
-    [
-        pytest.param(GET_FEATURES, 20_000, id="F12-20000-GET_FEATURES"),
-        pytest.param(ask(R.SET_VRING_NUM, VringState(0, 256)).encode(), 10_000, id="F12-10000-SET_VRING_NUM"),
-        pytest.param(ask(R.SET_VRING_ADDR, VringAddr(0, 0, 0, 0, 0, 0)).encode(), 5_000, id="F12-5000-SET_VRING_ADDR"),
-        pytest.param(ask(99).encode(), 5_000, id="F12-5000-refused"),
-        pytest.param(ask(R.GET_VRING_BASE, VringState(1, 0)).encode(), 5_000, id="F12-5000-GET_VRING_BASE"),
-    ],
-)
-async def test_a_storm_of_requests(
-    victim: Victim, request_: bytes, count: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.ERROR, "vhostuser")  # pytest would keep every line
-    async with raw(victim) as sock:
-        await sock.send(NEGOTIATED)
-        await storm(sock, request_, 1000)
-        with no_more_memory():
-            await storm(sock, request_, count)
-
-
-@pytest.mark.parametrize(
-    "request_", [pytest.param(r, id=f"F12-2000-{r.name}") for r in (R.SET_VRING_CALL, R.SET_VRING_ERR)]
-)
-async def test_a_storm_of_descriptors(attacker: FrontEnd, request_: FrontendRequest) -> None:
-    with borrowed(eventfd()) as (fd,), no_more_memory(), trio.fail_after(DEADLINE):
-        for i in range(2000):
-            await attacker.request(request_, VringFd(i & 1), [fd])
-
-
-@pytest.mark.parametrize("count", [pytest.param(500, id="F12-500-SET_MEM_TABLE")])
-async def test_a_storm_of_memory_tables(attacker: FrontEnd, count: int) -> None:
-    with GuestRam() as memory, no_more_memory(), trio.fail_after(DEADLINE):
-        for _ in range(count):
-            await attacker.set_mem_table(memory)
-
-
-@pytest.mark.parametrize(
-    "bytes_",
-    [
-        pytest.param(b"", id="F12-300-connects"),
-        pytest.param(SET_CALL[:5], id="F12-300-connects-with-half-a-header"),
-        pytest.param(GET_FEATURES, id="F12-300-connects-that-do-not-read-the-answer"),
-    ],
-)
-async def test_a_storm_of_connections(victim: Victim, bytes_: bytes) -> None:
-    with no_more_memory(), trio.fail_after(DEADLINE):
-        for _ in range(300):
-            async with raw(victim) as sock:
-                if bytes_:
-                    await sock.send(bytes_)
-
-
-@pytest.mark.parametrize("count", [pytest.param(30, id="F12-30-drivers-that-start-and-vanish")])
-async def test_a_storm_of_drivers(victim: Victim, count: int) -> None:
-    with GuestRam() as memory, trio.fail_after(DEADLINE):
-        for _ in range(count):
-            async with await victim.connect() as front_end:
-                (await NetDriver.start(front_end, memory, size=2)).close()
 
 
 # ---- F13, F14 --------------------------------------------------------------------------------------------------------

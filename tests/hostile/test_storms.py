@@ -1,0 +1,119 @@
+"""Row F12 of the hostile inputs: very many requests, connections, tables and drivers, one after another."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.hostile.attack import (
+    REQUEST,
+    ask,
+    borrowed,
+    eventfd,
+)
+from tests.hostile.stream import (
+    GET_FEATURES,
+    SET_CALL,
+    Socket,
+    raw,
+    receive_answer,
+)
+from tests.hostile.victim import DEADLINE, Victim
+from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.memory import GuestRam
+from vhostuser.frontend.net import NetDriver
+from vhostuser.wire.features import ProtocolFeature
+from vhostuser.wire.frames import HEADER_SIZE
+from vhostuser.wire.messages import U64, VringAddr, VringFd, VringState
+from vhostuser.wire.requests import FrontendRequest
+
+R = FrontendRequest
+
+
+def resident() -> int:
+    """Resident memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@contextmanager
+def no_more_memory(slack: int = 8 << 20) -> Iterator[None]:
+    before = resident()
+    yield
+    assert resident() - before < slack
+
+
+async def storm(sock: Socket, request: bytes, count: int, batch: int = 100) -> None:
+    """Send `count` requests that are answered with 8 bytes each, many at a time, and read all answers."""
+    for _ in range(count // batch):
+        await sock.send(request * batch)
+        await receive_answer(sock, batch * (HEADER_SIZE + 8) - HEADER_SIZE)
+
+
+NEGOTIATED = ask(R.SET_PROTOCOL_FEATURES, U64(ProtocolFeature.REPLY_ACK), flags=REQUEST).encode()
+
+
+@pytest.mark.parametrize(
+    ("request_", "count"),
+    [
+        pytest.param(GET_FEATURES, 20_000, id="F12-20000-GET_FEATURES"),
+        pytest.param(ask(R.SET_VRING_NUM, VringState(0, 256)).encode(), 10_000, id="F12-10000-SET_VRING_NUM"),
+        pytest.param(ask(R.SET_VRING_ADDR, VringAddr(0, 0, 0, 0, 0, 0)).encode(), 5_000, id="F12-5000-SET_VRING_ADDR"),
+        pytest.param(ask(99).encode(), 5_000, id="F12-5000-refused"),
+        pytest.param(ask(R.GET_VRING_BASE, VringState(1, 0)).encode(), 5_000, id="F12-5000-GET_VRING_BASE"),
+    ],
+)
+async def test_a_storm_of_requests(
+    victim: Victim, request_: bytes, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "vhostuser")  # pytest would keep every line
+    async with raw(victim) as sock:
+        await sock.send(NEGOTIATED)
+        await storm(sock, request_, 1000)
+        with no_more_memory():
+            await storm(sock, request_, count)
+
+
+@pytest.mark.parametrize(
+    "request_", [pytest.param(r, id=f"F12-2000-{r.name}") for r in (R.SET_VRING_CALL, R.SET_VRING_ERR)]
+)
+async def test_a_storm_of_descriptors(attacker: FrontEnd, request_: FrontendRequest) -> None:
+    with borrowed(eventfd()) as (fd,), no_more_memory(), trio.fail_after(DEADLINE):
+        for i in range(2000):
+            await attacker.request(request_, VringFd(i & 1), [fd])
+
+
+@pytest.mark.parametrize("count", [pytest.param(500, id="F12-500-SET_MEM_TABLE")])
+async def test_a_storm_of_memory_tables(attacker: FrontEnd, count: int) -> None:
+    with GuestRam() as memory, no_more_memory(), trio.fail_after(DEADLINE):
+        for _ in range(count):
+            await attacker.set_mem_table(memory)
+
+
+@pytest.mark.parametrize(
+    "bytes_",
+    [
+        pytest.param(b"", id="F12-300-connects"),
+        pytest.param(SET_CALL[:5], id="F12-300-connects-with-half-a-header"),
+        pytest.param(GET_FEATURES, id="F12-300-connects-that-do-not-read-the-answer"),
+    ],
+)
+async def test_a_storm_of_connections(victim: Victim, bytes_: bytes) -> None:
+    with no_more_memory(), trio.fail_after(DEADLINE):
+        for _ in range(300):
+            async with raw(victim) as sock:
+                if bytes_:
+                    await sock.send(bytes_)
+
+
+@pytest.mark.parametrize("count", [pytest.param(30, id="F12-30-drivers-that-start-and-vanish")])
+async def test_a_storm_of_drivers(victim: Victim, count: int) -> None:
+    with GuestRam() as memory, trio.fail_after(DEADLINE):
+        for _ in range(count):
+            async with await victim.connect() as front_end:
+                (await NetDriver.start(front_end, memory, size=2)).close()
