@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import trio
 
@@ -130,6 +131,11 @@ class Connection:
             _add(total, live.group.pump.counters())
         return total
 
+    def check_foreign(self, fd: OwnedFd, name: str) -> None:
+        """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
+        if self._channel.is_other_end(fd.fileno()):
+            raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
+
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
         with frame.fds:
@@ -177,12 +183,21 @@ class Connection:
         return self._groups[self._place(index)[0]].group
 
     def check_addresses(self, index: int, num: int, addr: VringAddr | None) -> None:
-        """Raise MemoryAccessError unless all of a ring lies in memory. What is not known yet is not judged."""
+        """Judge where a ring lies. What is not known yet is not judged.
+
+        Raises:
+            MemoryAccessError: some of it is not in memory.
+            PayloadError: its areas overlap.
+        """
         if addr is None or not num or not self.memory.mappings:
             return
         sizes = area_sizes(num, bool(self.session.features & VirtioFeature.RING_EVENT_IDX))
-        for name, address, size in zip(AREAS, _areas(addr), sizes, strict=True):
+        areas = sorted(zip(_areas(addr), sizes, AREAS, strict=True))
+        for address, size, name in areas:
             self.memory.ring_address(address, size, f"vring {index}: {name}")
+        for (lower, size, below), (upper, _, above) in pairwise(areas):
+            if lower + size > upper:
+                raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
     async def refresh(self, index: int) -> None:
         """Start a ring that is started for the protocol and has all that it needs; update one that is live.

@@ -69,7 +69,7 @@ class Group:
         self.pump = pump
         self._on_chain = on_chain
         self._calls: deque[_Call[Any]] = deque()
-        self._ending = False
+        self._ending = trio.Event()
         self._thread: int | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._offered = 0
@@ -87,7 +87,7 @@ class Group:
                 try:
                     await trio.sleep_forever()
                 finally:
-                    self._ending = True
+                    self._ending.set()
                     self.pump.wake()
         finally:
             self._fail_calls()
@@ -102,10 +102,10 @@ class Group:
                 nursery.cancel_scope.cancel()
 
     async def _nudge_at_end(self) -> None:
+        await self._ending.wait()
         while True:
             await trio.sleep(INTERRUPT_AFTER)
-            if self._ending:
-                self._interrupt()
+            self._interrupt()
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run `function` in the thread between two turns, and return or raise what it does."""
@@ -131,7 +131,7 @@ class Group:
     def _main(self) -> None:
         self._thread = threading.get_ident()
         try:
-            while not self._ending:
+            while not self._ending.is_set():
                 event = self.pump.run()
                 while self._calls:
                     call = self._calls.popleft()

@@ -57,9 +57,13 @@ async def _reset(connection: Connection, message: Message) -> None:
 @_handles(R.SET_BACKEND_REQ_FD)
 async def _set_backend_req_fd(connection: Connection, message: Message) -> None:
     fd = message.fds.take()
-    if (kind := kind_of(fd.fileno())) is not FdKind.SOCKET:
+    try:
+        if (kind := kind_of(fd.fileno())) is not FdKind.SOCKET:
+            raise FdError(f"SET_BACKEND_REQ_FD: a socket is needed, not a descriptor of kind {kind}")
+        connection.check_foreign(fd, message.name)
+    except FdError:
         fd.close()
-        raise FdError(f"SET_BACKEND_REQ_FD: a socket is needed, not a descriptor of kind {kind}")
+        raise
     if connection.backend_req is not None:
         connection.backend_req.close()
     connection.backend_req = fd
@@ -195,6 +199,7 @@ def _notifier(connection: Connection, message: Message) -> tuple[Vring, OwnedFd 
     fd = message.fds.take()
     try:
         check_notifier(fd.fileno())
+        connection.check_foreign(fd, message.name)
     except FdError as error:
         fd.close()
         raise FdError(f"{message.name}: {error} (vring {message.payload.index})") from error

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import array
 import errno
+import os
 import socket
+import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -121,6 +123,17 @@ class Channel(trio.abc.AsyncResource):
             rest = rest[await self._socket.sendmsg([rest], ancillary) :]
             self._outbound.mid_message = bool(rest)
             ancillary = []
+
+    def is_other_end(self, fd: int) -> bool:
+        """Whether a descriptor is the other end of this connection, as far as names tell (a socketpair has none)."""
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return False
+        ours = self._socket.getsockname(), self._socket.getpeername()
+        with socket.socket(fileno=os.dup(fd)) as other:
+            try:
+                return any(ours) and (other.getpeername(), other.getsockname()) == ours
+            except OSError:  # not connected
+                return False
 
     async def aclose(self) -> None:
         """Close the socket. A task that waits on it gets ClosedResourceError."""

@@ -257,7 +257,7 @@ class GuestMemory:
             MemoryAccessError: some byte of it is not guest memory, or vanished.
         """
         before = vanished()
-        data = b"".join(ctypes.string_at(at, size) for at, size in self.pieces(address, length))
+        data = gather(self.pieces(address, length))
         if vanished() != before:
             raise MemoryAccessError(f"guest_phys_addr {address:#x}: {length} bytes vanished while being read")
         return data
@@ -280,6 +280,16 @@ class GuestMemory:
 def address_of(buffer: mmap.mmap) -> int:
     """Where a writable mapping of our own lies."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def gather(pieces: Iterable[tuple[int, int]]) -> bytes:
+    """A copy of the bytes at some (host address, size) pairs; without the GIL, since a page may block."""
+    copies = []
+    for at, size in pieces:
+        copy = ctypes.create_string_buffer(size)
+        ctypes.memmove(copy, at, size)  # unlike ctypes.string_at
+        copies.append(copy.raw)
+    return b"".join(copies)
 
 
 def pages_vanished() -> cython.ulonglong:

@@ -22,6 +22,7 @@ from contextlib import suppress
 import cython
 
 from vhostuser.errors import MemoryAccessError
+from vhostuser.virtio.memory import gather
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import BUDGET, EVENT, POLL_MS, PORT_IN, PORT_OUT, VANISHED, WORK
@@ -211,7 +212,7 @@ class ChainPump(Pump):
     def read(self, ticket: int) -> bytes:
         """The bytes of the chain's readable buffers. Raises MemoryAccessError if chain or memory are gone."""
         self._check(ticket)
-        data = b"".join(ctypes.string_at(at, size) for at, size in self.buffers()[0])
+        data = gather(self.buffers()[0])
         self._check_memory()
         return data
 

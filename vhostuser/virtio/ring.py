@@ -25,6 +25,7 @@ thread that turns it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from array import array
@@ -68,6 +69,8 @@ FAULTS = {
 COUNTERS = ("kicks", "calls", "calls_suppressed", "chains", "chains_dropped")
 
 
+_EAGAIN = cython.declare(cython.long, -errno.EAGAIN)
+_EINTR = cython.declare(cython.long, -errno.EINTR)
 _AREAS = ("descriptor", "driver", "device")
 
 
@@ -131,8 +134,9 @@ class Ring:
         """
         self.call = fd
         self.call_may_block = _may_block(fd)
-        if self.started and fd >= 0:
-            self.notify()
+        if self.started:
+            with cython.nogil:
+                self.notify()
 
     def set_err(self, fd: int) -> None:
         """Use this eventfd or pipe to report that the ring broke; -1: none."""
@@ -174,7 +178,8 @@ class Ring:
         self.taken = 0
         self.set_position(base)
         self.started = True
-        self.notify()
+        with cython.nogil:
+            self.notify()
         if pages_vanished() != before:
             self.fail(VANISHED)
 
@@ -194,7 +199,8 @@ class Ring:
         """Signal the err descriptor once for the present fault."""
         self.reported = True
         if self.err >= 0:
-            signal(self.err, self.err_may_block)
+            with cython.nogil:  # it may block whatever was checked: the peer shares the open file
+                signal(self.err, self.err_may_block)
 
     def counters(self) -> dict[str, int]:
         """Counters by name since the ring was made."""
@@ -285,10 +291,15 @@ class Ring:
             self.counts[CALLS] += 1
 
     def kicked(self) -> None:
-        """The kick descriptor is readable: empty it."""
-        if drain(self.kick) == 0:
-            self.kick = -1  # the write end of a pipe is gone: no kick will ever come
-        self.counts[KICKS] += 1
+        """The kick descriptor is ready: empty it. One that cannot be read, or is at its end, is given up.
+
+        The ring is polled then, as one without a kick descriptor.
+        """
+        got: cython.long = drain(self.kick)
+        if got > 0:
+            self.counts[KICKS] += 1
+        elif got not in (_EAGAIN, _EINTR):
+            self.kick = -1
 
     # ---- what a layout provides ------------------------------------------------------------------------------------
 

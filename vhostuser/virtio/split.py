@@ -89,7 +89,8 @@ class SplitRing(Ring):
     def set_position(self, base: int) -> None:
         """Go on at avail index `base`; the used index is the one in guest memory."""
         self.next_avail = self.seen = base
-        self.next_used = self.published = load_u16(self.device + 2)
+        with cython.nogil:
+            self.next_used = self.published = load_u16(self.device + 2)
         self.signalled = False
 
     def position(self) -> int:

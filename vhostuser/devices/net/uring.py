@@ -58,8 +58,8 @@ class Uring:
     def __init__(self) -> None:
         """Set it up. Raises OSError where io_uring is missing, forbidden, or too old."""
         libc = ctypes.CDLL(None, use_errno=True)
-        # struct io_uring_params: sq_entries, cq_entries, flags, sq_thread_cpu, sq_thread_idle, features, wq_fd, resv[3],
-        # then ten words of sq_off and ten of cq_off
+        # struct io_uring_params: sq_entries, cq_entries, flags, sq_thread_cpu, sq_thread_idle, features, wq_fd,
+        # three reserved words, then ten words of sq_off and ten of cq_off
         params = (ctypes.c_uint32 * 30)()
         self.fd = libc.syscall(_SETUP, BURST, params)
         if self.fd < 0:
@@ -68,7 +68,7 @@ class Uring:
             os.close(self.fd)
             raise OSError(errno.ENOSYS, "the kernel's io_uring is older than Linux 5.4")
         os.set_inheritable(self.fd, False)
-        sq_head, sq_tail, sq_mask, _, _, _, sq_array = params[10:17]
+        _, sq_tail, sq_mask, _, _, _, sq_array = params[10:17]
         cq_head, cq_tail, cq_mask, _, _, cqes = params[20:26]
         size = max(sq_array + 4 * params[0], cqes + 16 * params[1])
         self.sq_memory = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=0)

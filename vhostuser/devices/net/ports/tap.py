@@ -62,14 +62,9 @@ class Tap:
             PortError: its flags are others than tap, no_pi, vnet_hdr. The descriptor stays the caller's then.
         """
         self.name = name
-        request = struct.pack(f"{_IFNAMSIZ}sH22x", b"", 0)
-        try:
-            flags = struct.unpack_from("H", fcntl.ioctl(fd, _TUNGETIFF, request), _IFNAMSIZ)[0]
-        except OSError as error:
-            raise PortError(f"descriptor {fd} is no attached tap queue: {error.strerror}") from error
-        if missing := [flag for flag in _WANTED if not flags & _FLAGS[flag]]:
-            present = ", ".join(flag for flag, bit in _FLAGS.items() if flags & bit)
-            raise PortError(f"tap {name}: opened with the flags {present}; {', '.join(missing)} missing")
+        present = _queue_flags(fd, name)
+        if missing := [flag for flag in _WANTED if flag not in present]:
+            raise PortError(f"tap {name}: opened with the flags {', '.join(present)}; {', '.join(missing)} missing")
         # The description is the launcher's as well when it was passed to us, but a queue has one reader.
         os.set_blocking(fd, False)
         self._fd = fd
@@ -94,11 +89,11 @@ class Tap:
 
     def flush(self) -> int:
         """Throw away what waits to be received; the number of frames."""
+        frames = 0
         with suppress(BlockingIOError):
-            for frame in range(_FLUSH_LIMIT):
-                if not os.read(self._fd, 65536 + 64):
-                    return frame
-        return _FLUSH_LIMIT
+            while frames < _FLUSH_LIMIT and os.read(self._fd, 65536 + 64):
+                frames += 1
+        return frames
 
     def set_carrier(self, up: bool) -> None:
         """Show the host whether a driver is there."""
@@ -199,6 +194,19 @@ def _why_not(name: str, error: OSError) -> str:
             flags = ", ".join(present or ())
             return f"exists with the flags {flags}; it must be a tap without multi_queue (with vnet_hdr)"
     return error.strerror or str(error)
+
+
+def _queue_flags(fd: int, name: str) -> list[str]:
+    """The flags of an attached queue.
+
+    TUNGETIFF says no_pi of every queue, so sysfs is asked as well, where it speaks of the same interface: the queue
+    may belong to another network namespace.
+    """
+    reply = fcntl.ioctl(fd, _TUNGETIFF, struct.pack(f"{_IFNAMSIZ}sH22x", b"", 0))
+    bits = struct.unpack_from("H", reply, _IFNAMSIZ)[0]
+    told = [flag for flag, bit in _FLAGS.items() if bits & bit]
+    seen = _present_flags(name)
+    return seen if seen is not None and {*seen, "no_pi"} == set(told) else told
 
 
 def _present_flags(name: str) -> list[str] | None:
