@@ -34,56 +34,58 @@ class NetPump(Pump):
     """The pump of one queue pair.
 
     Attributes:
-        rx, tx: the two directions.
+        rx, tx: the rings.
+        receiver, transmitter: what turns them.
     """
 
-    def __init__(self, index: int, features: int, port: int, batching: bool) -> None:
+    def __init__(self, index: int, features: int, port: int = -1, batching: bool = False) -> None:
         """A pump for rings `index` (receive) and `index` + 1 (transmit) under acknowledged `features`.
 
         `port` stays its owner's. `batching` says that it may be read and written in batches through io_uring.
         """
-        self.rx = Receiver(SplitRing(index, WRITABLE), features)
-        self.tx = Transmitter(SplitRing(index + 1, READABLE), features)
-        super().__init__(self.rx.ring, self.tx.ring)
-        self.port = self.rx.port = self.tx.port = port
-        self.rx.uring = self.tx.uring = open_uring() if batching else None
-        self.rx.batching = self.tx.batching = self.rx.uring is not None
+        self.rx = SplitRing(index, WRITABLE)
+        self.tx = SplitRing(index + 1, READABLE)
+        super().__init__(self.rx, self.tx)
+        self.uring = open_uring() if batching else None
+        self.receiver = Receiver(self.rx, features, port, self.uring)
+        self.transmitter = Transmitter(self.tx, features, port, self.uring)
+        self.port = port
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
 
     def close(self) -> None:
         """Close what the pump made. The thread has ended."""
         super().close()
-        if self.rx.uring is not None:
-            self.rx.uring.close()
+        if self.uring is not None:
+            self.uring.close()
 
     def counters(self) -> dict[str, int]:
         """Counters by name since the pump was made: the rings', the packets', the turns'."""
         turns = dict(zip(COUNTERS, self.counts, strict=True))
-        return {**super().counters(), **self.rx.counters(), **self.tx.counters(), **turns}
+        return {**super().counters(), **self.receiver.counters(), **self.transmitter.counters(), **turns}
 
     def step(self, budget: cython.int) -> cython.int:
         """One turn: transmit, then receive, each at most `budget` chains."""
         tx: cython.int = 0
         rx: cython.int = 0
         self.counts[TURNS] += 1
-        if self.tx.ring.runs():
-            self.tx.ring.disarm()
-            tx = self.tx.turn(budget)
-            if self.lost(self.tx.ring):
+        if self.tx.runs():
+            self.tx.disarm()
+            tx = self.transmitter.turn(budget)
+            if self.lost(self.tx):
                 return EVENT
-        if self.rx.ring.runs() and self.rx.ring.enabled:
-            self.rx.ring.disarm()
-            rx = self.rx.turn(budget)
-            if self.lost(self.rx.ring):
+        if self.rx.runs() and self.rx.enabled:
+            self.rx.disarm()
+            rx = self.receiver.turn(budget)
+            if self.lost(self.rx):
                 return EVENT
-        self.port_failed = self.tx.port_failed or self.rx.port_failed
+        self.port_failed = self.transmitter.port_failed or self.receiver.port_failed
         if self.broken():
             return EVENT
         if tx == WORK or rx == WORK:
             return WORK
-        if tx == KICK and self.arm(self.tx.ring):
+        if tx == KICK and self.arm(self.tx):
             return WORK
-        if rx == KICK and self.arm(self.rx.ring):
+        if rx == KICK and self.arm(self.rx):
             return WORK
         return (tx | rx) & (PORT_IN | PORT_OUT)
 

@@ -16,10 +16,9 @@ cdef class Receiver:
     cdef readonly Ring ring
     cdef readonly unsigned int header_size
     cdef bint mergeable
-    cdef public int port
-    cdef public bint batching
+    cdef readonly int port
     cdef readonly bint port_failed
-    cdef public Uring uring
+    cdef readonly Uring uring
     cdef unsigned long long[::1] counts
     cdef object slots
     cdef unsigned long long slots_address

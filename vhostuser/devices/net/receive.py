@@ -59,18 +59,17 @@ class Receiver:
         ring: where it puts packets.
         header_size: bytes of virtio_net_hdr before each packet, in the ring and at the port.
         port: the descriptor; its owner closes it.
-        batching: whether the port may be read in batches.
         port_failed: whether the port is gone.
-        uring: what makes batches, or None.
+        uring: what makes batches; None: one system call a packet.
     """
 
-    def __init__(self, ring: Ring, features: int) -> None:
+    def __init__(self, ring: Ring, features: int, port: int, uring: Uring | None) -> None:
         self.ring = ring
         self.header_size = header_size(features)
         self.mergeable = bool(features & NetFeature.MRG_RXBUF)
-        self.port = -1
-        self.batching = self.port_failed = False
-        self.uring: Uring | None = None
+        self.port = port
+        self.uring = uring
+        self.port_failed = False
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
         # Twice the overflow for each slot: what overflowed, and before it room for what did not. Pages that are never
         # touched, as most of these, cost nothing.
@@ -102,7 +101,7 @@ class Receiver:
                 self.counts[RX_STARVED] += 1
                 return KICK
             budget -= taken
-            if taken >= _BATCH_FROM and self.batching and self.uring is not None and not self.large:
+            if taken >= _BATCH_FROM and self.uring is not None and self.uring.works and not self.large:
                 done = self.batch(self.uring, taken)
             else:
                 done = self.burst(taken)
@@ -113,7 +112,7 @@ class Receiver:
             if self.drained:
                 self.ramp = max(done, 1)
             elif done == taken:
-                self.ramp = min(2 * taken, BURST if self.batching else _PUBLISH)
+                self.ramp = min(2 * taken, BURST if self.uring is not None and self.uring.works else _PUBLISH)
         return WORK
 
     # ---- reading ---------------------------------------------------------------------------------------------------
@@ -169,7 +168,6 @@ class Receiver:
             uring.waiting = 0
             return self.burst(taken)
         if uring.submit() < 0:
-            self.batching = False
             return 0
         self.counts[RX_BATCHES] += 1
         for i in range(n):

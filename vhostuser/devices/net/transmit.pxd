@@ -17,10 +17,9 @@ cdef class Transmitter:
     cdef readonly Ring ring
     cdef readonly unsigned int header_size
     cdef unsigned int offloads
-    cdef public int port
-    cdef public bint batching
+    cdef readonly int port
     cdef readonly bint port_failed
-    cdef public Uring uring
+    cdef readonly Uring uring
     cdef unsigned long long[::1] counts
     cdef object headers
     cdef unsigned long long headers_address

@@ -61,18 +61,17 @@ class Transmitter:
         ring: what it takes packets from.
         header_size: bytes of virtio_net_hdr before each packet, in the ring and at the port.
         port: the descriptor; its owner closes it.
-        batching: whether the port may be written in batches: it is never full, so nothing can overtake.
         port_failed: whether the port is gone.
-        uring: what makes batches, or None.
+        uring: what makes batches; None: one system call a packet.
     """
 
-    def __init__(self, ring: Ring, features: int) -> None:
+    def __init__(self, ring: Ring, features: int, port: int, uring: Uring | None) -> None:
         self.ring = ring
         self.header_size = header_size(features)
         self.offloads = offloads_of(features)
-        self.port = -1
-        self.batching = self.port_failed = False
-        self.uring: Uring | None = None
+        self.port = port
+        self.uring = uring
+        self.port_failed = False
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
         headers = array("Q", bytes(16 * BURST))
         self.headers = headers
@@ -92,7 +91,7 @@ class Transmitter:
             if taken <= 0:
                 return KICK
             budget -= taken
-            if taken >= _BATCH_FROM and self.batching and self.uring is not None and self.ring.enabled:
+            if taken >= _BATCH_FROM and self.uring is not None and self.uring.works and self.ring.enabled:
                 done = self.batch(self.uring, taken)
             else:
                 done = self.burst(taken)
@@ -137,7 +136,6 @@ class Transmitter:
                 self.chosen[n] = i
                 n += 1
         if n and uring.submit() < 0:
-            self.batching = False
             return 0
         self.counts[TX_BATCHES] += 1
         for i in range(n):

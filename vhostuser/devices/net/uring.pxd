@@ -7,6 +7,7 @@ cdef class Uring:
     cdef unsigned long long sq_tail, cq_head, cq_tail, cqes, sqes
     cdef unsigned int sq_mask, cq_mask
     cdef unsigned int waiting
+    cdef readonly bint works
     cdef long[::1] result
     cdef void prepare(self, int opcode, int port, unsigned long long iov, int count) noexcept nogil
     cdef int submit(self) noexcept nogil

@@ -53,6 +53,7 @@ class Uring:
 
     Attributes:
         fd: the ring's descriptor.
+        works: False once the kernel refused a batch; then it is one call a packet.
     """
 
     def __init__(self) -> None:
@@ -84,11 +85,14 @@ class Uring:
         for entry in range(params[0]):
             store_u32(base + sq_array + 4 * entry, entry)
         self.waiting = 0
+        self.works = True
         self.result = array("l", bytes(8 * BURST))
 
     def close(self) -> None:
-        """Close the ring; its mappings go with the object."""
+        """Close the ring, of which each mapping holds a duplicate."""
         if self.fd >= 0:
+            self.sq_memory.close()
+            self.sqe_memory.close()
             os.close(self.fd)
             self.fd = -1
 
@@ -109,7 +113,7 @@ class Uring:
         self.waiting += 1
 
     def submit(self) -> cython.int:
-        """Have the batch done. 0, or -errno if the kernel would not take it; then no request was made."""
+        """Have the batch done. 0, or -errno if the kernel would not take it; then :attr:`works` is False for good."""
         head: cython.uint
         answer: cython.int
         left: cython.uint = self.waiting
@@ -123,6 +127,7 @@ class Uring:
             if answer >= 0:
                 left -= answer
             elif answer not in (_EINTR, _EAGAIN, _EBUSY):
+                self.works = False
                 return answer
         while count:
             entry = self.cqes + 16 * (head & self.cq_mask)
