@@ -16,6 +16,9 @@ MODULES = (
     "vhostuser.virtio.split",
     "vhostuser.virtio.pump",
     "vhostuser.devices.net.header",
+    "vhostuser.devices.net.uring",
+    "vhostuser.devices.net.transmit",
+    "vhostuser.devices.net.receive",
     "vhostuser.devices.net.pump",
 )
 

@@ -277,6 +277,11 @@ class GuestMemory:
             raise MemoryAccessError(f"guest_phys_addr {address:#x}: {len(data)} bytes vanished while being written")
 
 
+def address_of(buffer: mmap.mmap) -> int:
+    """Where a writable mapping of our own lies."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
 def gather(pieces: Iterable[tuple[int, int]]) -> bytes:
     """A copy of the bytes at some (host address, size) pairs; without the GIL, since a page may block."""
     copies = []

@@ -2,6 +2,7 @@ cdef extern from "primitives.h" nogil:
     unsigned char load_u8 "vu_load_u8"(unsigned long long address) noexcept
     unsigned short load_u16 "vu_load_u16"(unsigned long long address) noexcept
     unsigned int load_u32 "vu_load_u32"(unsigned long long address) noexcept
+    int load_i32 "vu_load_i32"(unsigned long long address) noexcept
     unsigned long long load_u64 "vu_load_u64"(unsigned long long address) noexcept
     void store_u8 "vu_store_u8"(unsigned long long address, unsigned char value) noexcept
     void store_u16 "vu_store_u16"(unsigned long long address, unsigned short value) noexcept
@@ -16,5 +17,6 @@ cdef extern from "primitives.h" nogil:
     long readv "vu_readv"(int fd, unsigned long long iov, int count) noexcept
     long writev "vu_writev"(int fd, unsigned long long iov, int count) noexcept
     int poll "vu_poll"(unsigned long long set, int count, int milliseconds) noexcept
+    int io_uring_enter "vu_io_uring_enter"(int fd, unsigned int submit, unsigned int complete) noexcept
     long drain "vu_drain"(int fd) noexcept
     long signal "vu_signal"(int fd, bint may_block) noexcept

@@ -17,6 +17,7 @@ import threading
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.readv.restype = _libc.writev.restype = _libc.write.restype = _libc.preadv2.restype = ctypes.c_ssize_t
 _RWF_NOWAIT = 8
+_IO_URING_ENTER, _IORING_ENTER_GETEVENTS = 426, 1  # the number is the same on every architecture
 _lock = threading.Lock()
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
@@ -34,6 +35,11 @@ def load_u16(address: int) -> int:
 def load_u32(address: int) -> int:
     """Four aligned bytes in one access."""
     return _U32.from_address(address).value
+
+
+def load_i32(address: int) -> int:
+    """Four aligned bytes in one access, signed."""
+    return ctypes.c_int32.from_address(address).value
 
 
 def load_u64(address: int) -> int:
@@ -95,6 +101,11 @@ def writev(fd: int, iov: int, count: int) -> int:
 def poll(pollfds: int, count: int, milliseconds: int) -> int:
     """``poll(2)`` on `count` pollfds at address `pollfds`; -1 ms waits for ever. Ready descriptors, or -errno."""
     return _result(_libc.poll(ctypes.c_void_p(pollfds), count, milliseconds))
+
+
+def io_uring_enter(fd: int, submit: int, complete: int) -> int:
+    """``io_uring_enter(2)``: submit so many requests, wait for so many completions. Requests taken, or -errno."""
+    return _result(_libc.syscall(_IO_URING_ENTER, fd, submit, complete, _IORING_ENTER_GETEVENTS, None, 0))
 
 
 def drain(fd: int) -> int:

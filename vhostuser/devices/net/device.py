@@ -28,9 +28,7 @@ class NetDevice(Device):
 
     def pump(self, group: int, features: int) -> NetPump:
         """The pump of the queue pair."""
-        pump = NetPump(self.groups[group][0], features)
-        pump.port = self.port.fileno()
-        return pump
+        return NetPump(self.groups[group][0], features, self.port.fileno(), self.port.batching)
 
     def driver_started(self, features: int) -> None:
         """Set the port up for what the driver accepted, and show the host a carrier."""

@@ -13,9 +13,11 @@ class Port(Protocol):
 
     Attributes:
         unsupported: network features that the port cannot do.
+        batching: whether it is never full, so that packets may be written in batches without overtaking each other.
     """
 
     unsupported: NetFeature
+    batching: bool
 
     def fileno(self) -> int:
         """The descriptor that packets are read from and written to."""

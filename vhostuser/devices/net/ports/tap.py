@@ -22,6 +22,8 @@ from vhostuser.errors import PortError
 
 _TUNSETIFF = 0x400454CA
 _TUNGETIFF = 0x800454D2
+_TUNGETSNDBUF = 0x800454D3
+_NO_LIMIT = 2**31 - 1
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
 _TUNSETVNETLE = 0x400454DC
@@ -50,6 +52,7 @@ class Tap:
     Attributes:
         name: the interface's name.
         unsupported: network features that this kernel's tap cannot do.
+        batching: whether the queue takes all that is written to it, as it does unless somebody limited it.
     """
 
     def __init__(self, fd: int, name: str) -> None:
@@ -67,6 +70,8 @@ class Tap:
         self._fd = fd
         self.unsupported = NetFeature(0) if self._set_offloads(0x7F) else _USO  # before Linux 6.2
         self._set_offloads(0)
+        limit = struct.unpack("i", fcntl.ioctl(fd, _TUNGETSNDBUF, struct.pack("i", 0)))[0]
+        self.batching: bool = limit == _NO_LIMIT
 
     def fileno(self) -> int:
         """The descriptor."""

@@ -1,0 +1,33 @@
+from vhostuser.devices.net.header cimport admit
+from vhostuser.devices.net.uring cimport Uring
+from vhostuser.virtio.layout cimport *
+from vhostuser.virtio.primitives cimport *
+from vhostuser.virtio.ring cimport Ring
+
+cdef enum:
+    TX_PACKETS = 0
+    TX_BYTES = 1
+    TX_DROPPED = 2
+    TX_REJECTED = 3
+    TX_DISCARDED = 4
+    TX_BLOCKED = 5
+    TX_BATCHES = 6
+
+cdef class Transmitter:
+    cdef readonly Ring ring
+    cdef readonly unsigned int header_size
+    cdef unsigned int offloads
+    cdef readonly int port
+    cdef readonly bint port_failed
+    cdef readonly Uring uring
+    cdef unsigned long long[::1] counts
+    cdef object headers
+    cdef unsigned long long headers_address
+    cdef int[::1] chosen
+
+    cdef int turn(self, int budget) noexcept nogil
+    cdef int burst(self, int taken) noexcept nogil
+    cdef int batch(self, Uring uring, int taken) noexcept nogil
+    cdef bint ready(self, int i) noexcept nogil
+    cdef int settle(self, int i, long sent) noexcept nogil
+    cdef void take_header(self, int i, unsigned long long header) noexcept nogil

@@ -1,0 +1,147 @@
+"""io_uring as a way to make many small reads or writes with one system call (``io_uring(7)``).
+
+Must not know packets or rings of a guest. A batch is prepared, submitted and complete before :meth:`Uring.submit`
+returns: no request outlives the turn that made it, so nothing in flight ever points into memory that a front-end may
+take away. Every request carries RWF_NOWAIT: what cannot be done at once answers -EAGAIN rather than wait.
+
+Three raw system calls and two mappings are all it takes. The kernel may not have it, and a container or
+``kernel.io_uring_disabled`` may forbid it: :func:`open_uring` says None then, and one call a packet does the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import mmap
+import os
+from array import array
+
+import cython
+
+from vhostuser.virtio.memory import address_of
+
+if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.virtio.layout import BURST
+    from vhostuser.virtio.primitives import (
+        io_uring_enter,
+        load_acquire_u32,
+        load_i32,
+        load_u32,
+        load_u64,
+        store_release_u32,
+        store_u32,
+        store_u64,
+    )
+
+log = logging.getLogger(__name__)
+
+OP_READV = 1
+OP_WRITEV = 2
+_SETUP = 425  # the system call numbers are the same on every architecture
+_OFF_SQES = 0x10000000
+_FEAT_SINGLE_MMAP = 1
+_RWF_NOWAIT = cython.declare(cython.uint, 8)
+_U32 = cython.declare(cython.uint, 0xFFFF_FFFF)
+_EINTR = cython.declare(cython.int, -errno.EINTR)
+_EAGAIN = cython.declare(cython.int, -errno.EAGAIN)
+_EBUSY = cython.declare(cython.int, -errno.EBUSY)
+
+
+class Uring:
+    """A submission and a completion ring for batches of up to ``BURST`` requests.
+
+    Attributes:
+        fd: the ring's descriptor.
+        works: False once the kernel refused a batch; then it is one call a packet.
+    """
+
+    def __init__(self) -> None:
+        """Set it up. Raises OSError where io_uring is missing, forbidden, or too old."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        # struct io_uring_params: sq_entries, cq_entries, flags, sq_thread_cpu, sq_thread_idle, features, wq_fd,
+        # three reserved words, then ten words of sq_off and ten of cq_off
+        params = (ctypes.c_uint32 * 30)()
+        self.fd = libc.syscall(_SETUP, BURST, params)
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        if not params[5] & _FEAT_SINGLE_MMAP:
+            os.close(self.fd)
+            raise OSError(errno.ENOSYS, "the kernel's io_uring is older than Linux 5.4")
+        os.set_inheritable(self.fd, False)
+        _, sq_tail, sq_mask, _, _, _, sq_array = params[10:17]
+        cq_head, cq_tail, cq_mask, _, _, cqes = params[20:26]
+        size = max(sq_array + 4 * params[0], cqes + 16 * params[1])
+        self.sq_memory = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=0)
+        self.sqe_memory = mmap.mmap(self.fd, 64 * params[0], flags=mmap.MAP_SHARED, offset=_OFF_SQES)
+        base = address_of(self.sq_memory)
+        self.sqes = address_of(self.sqe_memory)
+        self.sq_tail = base + sq_tail
+        self.cq_head = base + cq_head
+        self.cq_tail = base + cq_tail
+        self.cqes = base + cqes
+        self.sq_mask = load_u32(base + sq_mask)
+        self.cq_mask = load_u32(base + cq_mask)
+        for entry in range(params[0]):
+            store_u32(base + sq_array + 4 * entry, entry)
+        self.waiting = 0
+        self.works = True
+        self.result = array("l", bytes(8 * BURST))
+
+    def close(self) -> None:
+        """Close the ring, of which each mapping holds a duplicate."""
+        if self.fd >= 0:
+            self.sq_memory.close()
+            self.sqe_memory.close()
+            os.close(self.fd)
+            self.fd = -1
+
+    def prepare(self, opcode: cython.int, port: cython.int, iov: cython.ulonglong, count: cython.int) -> None:
+        """Add a read or write of `count` iovecs at address `iov`. Its result will stand at its place in the batch."""
+        tail: cython.uint = load_u32(self.sq_tail) + self.waiting
+        entry: cython.ulonglong = self.sqes + 64 * (tail & self.sq_mask)
+        # opcode u8, flags u8, ioprio u16, fd i32 | off u64 | addr u64 | len u32, rw_flags u32 | user_data u64 | ...
+        store_u32(entry, opcode)
+        store_u32(entry + 4, port)
+        store_u64(entry + 8, 0)
+        store_u64(entry + 16, iov)
+        store_u32(entry + 24, count)
+        store_u32(entry + 28, _RWF_NOWAIT)
+        store_u64(entry + 32, self.waiting)
+        store_u64(entry + 40, 0)
+        store_u64(entry + 48, 0)
+        self.waiting += 1
+
+    def submit(self) -> cython.int:
+        """Have the batch done. 0, or -errno if the kernel would not take it; then :attr:`works` is False for good."""
+        head: cython.uint
+        answer: cython.int
+        left: cython.uint = self.waiting
+        count: cython.uint = self.waiting
+        entry: cython.ulonglong
+        self.waiting = 0
+        store_release_u32(self.sq_tail, (load_u32(self.sq_tail) + count) & _U32)
+        head = load_u32(self.cq_head)
+        while left or ((load_acquire_u32(self.cq_tail) - head) & _U32) < count:
+            answer = io_uring_enter(self.fd, left, count)
+            if answer >= 0:
+                left -= answer
+            elif answer not in (_EINTR, _EAGAIN, _EBUSY):
+                self.works = False
+                return answer
+        while count:
+            entry = self.cqes + 16 * (head & self.cq_mask)
+            self.result[load_u64(entry)] = load_i32(entry + 8)
+            head += 1
+            count -= 1
+        store_release_u32(self.cq_head, head & _U32)
+        return 0
+
+
+def open_uring() -> Uring | None:
+    """A ring for batches, or None where there is none to be had."""
+    try:
+        return Uring()
+    except OSError as error:
+        log.info("io_uring is not available (%s): one system call a packet", error.strerror)
+        return None
