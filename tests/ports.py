@@ -18,6 +18,7 @@ class PairPort:
 
     Attributes:
         unsupported: network features that the port cannot do: none.
+        batching: no: the pair can be full.
         host: the test's end, where each packet has its virtio_net_hdr before it.
         header_size: bytes of that header, as the last driver negotiated; 0 before the first.
         features: what the last driver accepted.
@@ -31,6 +32,7 @@ class PairPort:
         self._device_end = theirs
         self.host = trio.socket.from_stdlib_socket(ours)
         self.unsupported = NetFeature(0)
+        self.batching = False
         self.header_size = 0
         self.features = 0
         self.carrier = False

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from vhostuser import edition
-from vhostuser.devices.net import pump
+from vhostuser.devices.net import pump, receive, transmit
 from vhostuser.virtio import layout
 from vhostuser.virtio.ring import COUNTERS, FAULTS
 
@@ -42,11 +45,13 @@ def test_the_shared_numbers_are_the_same_in_both_editions() -> None:
     assert interpreted == constants_of(PACKAGE / "virtio" / "layout.pxd")
 
 
-def test_the_net_counters_are_the_same_in_both_editions() -> None:
-    compiled = constants_of(PACKAGE / "devices" / "net" / "pump.pxd")
-    assert assigned_in(PACKAGE / "devices" / "net" / "pump.py") == compiled
-    assert [name.lower() for name, _ in sorted(compiled.items(), key=lambda item: item[1])] == list(pump.COUNTERS)
-    assert sorted(compiled.values()) == list(range(len(pump.COUNTERS)))
+@pytest.mark.parametrize("module", [pump, receive, transmit])
+def test_the_net_counters_are_the_same_in_both_editions(module: ModuleType) -> None:
+    source = PACKAGE / "devices" / "net" / module.__name__.rpartition(".")[2]
+    compiled = constants_of(source.with_suffix(".pxd"))
+    assert assigned_in(source.with_suffix(".py")) == compiled
+    assert [name.lower() for name, _ in sorted(compiled.items(), key=lambda item: item[1])] == list(module.COUNTERS)
+    assert sorted(compiled.values()) == list(range(len(module.COUNTERS)))
 
 
 def test_the_ring_counters_have_the_numbers_of_the_layout() -> None:

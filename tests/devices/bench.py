@@ -22,26 +22,30 @@ class Net:
     Attributes:
         pump: the pump; `rx` and `tx` are the driver's rings.
         port, host: the device's end and the test's end of the port, both without waiting.
+        batching: whether pumps use io_uring; tests set it for both ways.
         frame: a buffer with a header of zeros and a frame of 64.
     """
 
-    def __init__(self, ram: GuestRam, features: int = MODERN, size: int = 16, *, event_idx: bool = True) -> None:
+    batching = False
+
+    def __init__(
+        self, ram: GuestRam, features: int = MODERN, size: int = 16, *, event_idx: bool = True, port: int | None = None
+    ) -> None:
         self.ram = ram
         self.memory = map_guest(ram)
-        self.pump = NetPump(0, features)
         self.rx, self.tx = (DriverRing(ram, i, size, event_idx=event_idx) for i in range(2))
-        start(self.pump.rx, self.rx, self.memory)
-        start(self.pump.tx, self.tx, self.memory)
         self.port, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.port, self.host):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, 32, 1 << 20)  # SO_SNDBUFFORCE: room for the longest packets
-        self.pump.port = self.port.fileno()
+        self.pump = NetPump(0, features, self.port.fileno() if port is None else port, self.batching)
+        start(self.pump.rx, self.rx, self.memory)
+        start(self.pump.tx, self.tx, self.memory)
         self.frame = ram.alloc(76), 76
 
     @property
     def header_size(self) -> int:
-        return self.pump.header_size
+        return self.pump.receiver.header_size
 
     def counters(self, *names: str) -> tuple[int, ...]:
         """Some of the counters, in order."""

@@ -295,11 +295,9 @@ def test_an_mtu_for_a_tap_that_is_gone() -> None:
 
 
 def on_tap(ram: GuestRam, tap: Tap) -> Net:
-    net = Net(ram, MODERN)
     tap.configure(0, 12)
     tap.set_carrier(True)
-    net.pump.port = tap.fileno()
-    return net
+    return Net(ram, MODERN, port=tap.fileno())
 
 
 @in_namespace

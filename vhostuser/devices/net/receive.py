@@ -295,6 +295,7 @@ class Receiver:
         most: cython.int
         k: cython.int
         used: cython.int
+        pieces: cython.uint
         room: cython.ulonglong
         while self.kept_first < self.kept_end:
             taken = self.ring.take(BURST)
@@ -304,8 +305,10 @@ class Receiver:
             most = taken if self.mergeable else 1
             k = 0
             room = 0
+            pieces = 0
             while k < most and room < self.kept_size[self.kept_first] and self.ring.segments[k]:
                 room += self.ring.size[k]
+                pieces += self.ring.segments[k]
                 k += 1
             if room >= self.kept_size[self.kept_first]:
                 self.lay_out(k)
@@ -316,7 +319,7 @@ class Receiver:
                 self.ring.publish()
             else:
                 self.ring.give(0)
-                if self.mergeable and k < BURST and k < cython.cast(cython.int, self.ring.num):
+                if self.mergeable and k < min(BURST, self.ring.num) and (self.ring.indirect or pieces < self.ring.num):
                     self.counts[RX_STARVED] += 1
                     return KICK
                 self.kept_first += 1  # more buffers than that there will never be at once
