@@ -115,6 +115,7 @@ def main() -> int:
         print(f"{failed_checks} of {len(outcomes)} checks failed; their logs are in {LOGS}")
         print(f"{passed} passed, {max(collected - passed, 1)} failed")
         return 1
+    print(f"{passed} passed, 0 failed")
     print(f"collected {collected} = passed {passed}")
     return 0
 

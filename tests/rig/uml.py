@@ -1,7 +1,7 @@
 """User-mode Linux as the front-end: a Linux kernel in a process, with a vhost-user driver of its own.
 
-It connects to a back-end that already listens, sends need_reply with everything, passes pipes rather than eventfds as
-call descriptors, and never acknowledges protocol features in its virtio word, so that its rings start enabled.
+It connects to a back-end that already listens, sends need_reply with everything, passes sockets rather than eventfds as
+call descriptors, and needs a back-end that offers BACKEND_REQ.
 """
 
 from __future__ import annotations
