@@ -55,6 +55,7 @@ class NetPump(Pump):
     def close(self) -> None:
         """Close what the pump made. The thread has ended."""
         super().close()
+        self.receiver.close()
         if self.uring is not None:
             self.uring.close()
 

@@ -73,7 +73,7 @@ class Receiver:
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
         # Twice the overflow for each slot: what overflowed, and before it room for what did not. Pages that are never
         # touched, as most of these, cost nothing.
-        self.slots = mmap.mmap(-1, 2 * _OVERFLOW * BURST)
+        self.slots = mmap.mmap(-1, 2 * _OVERFLOW * BURST, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.slots_address = address_of(self.slots)
         self.kept_at = array("Q", bytes(8 * BURST))
         self.kept_size = array("Q", bytes(8 * BURST))
@@ -81,6 +81,10 @@ class Receiver:
         self.large = 0
         self.ramp = 1
         self.drained = False
+
+    def close(self) -> None:
+        """Release the memory for what overflows."""
+        self.slots.close()
 
     def counters(self) -> dict[str, int]:
         """Counters by name."""
