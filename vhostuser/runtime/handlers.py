@@ -153,11 +153,7 @@ async def _set_vring_kick(connection: Connection, message: Message) -> None:
     A turn follows every call into the thread, so a kick that came before, on whatever descriptor, is not lost.
     """
     vring, fd = _notifier(connection, message)
-    if vring.live:
-        ring = connection.ring(vring.index)
-        await connection.group(vring.index).call(lambda: ring.set_kick(-1 if fd is None else fd.fileno()))
-    vring.close("kick")
-    vring.kick = fd
+    await _replace(connection, vring, "kick", fd)
     if not vring.live:
         try:
             await connection.refresh(vring.index)
@@ -169,21 +165,22 @@ async def _set_vring_kick(connection: Connection, message: Message) -> None:
 @_handles(R.SET_VRING_CALL)
 async def _set_vring_call(connection: Connection, message: Message) -> None:
     vring, fd = _notifier(connection, message)
-    if vring.live:
-        ring = connection.ring(vring.index)
-        await connection.group(vring.index).call(lambda: ring.set_call(-1 if fd is None else fd.fileno()))
-    vring.close("call")
-    vring.call = fd
+    await _replace(connection, vring, "call", fd)
 
 
 @_handles(R.SET_VRING_ERR)
 async def _set_vring_err(connection: Connection, message: Message) -> None:
     vring, fd = _notifier(connection, message)
+    await _replace(connection, vring, "err", fd)
+
+
+async def _replace(connection: Connection, vring: Vring, name: str, fd: OwnedFd | None) -> None:
+    """Give a ring its new kick, call or err; the old one is closed when the ring's thread uses it no longer."""
     if vring.live:
-        ring = connection.ring(vring.index)
-        await connection.group(vring.index).call(lambda: ring.set_err(-1 if fd is None else fd.fileno()))
-    vring.close("err")
-    vring.err = fd
+        set_fd = getattr(connection.ring(vring.index), f"set_{name}")
+        await connection.group(vring.index).call(lambda: set_fd(-1 if fd is None else fd.fileno()))
+    vring.close(name)
+    setattr(vring, name, fd)
 
 
 def _state(connection: Connection, message: Message) -> tuple[Vring, int]:
