@@ -1,1 +1,1 @@
-"""The devices: ``net`` and ``rng``. Each knows its virtqueues and its host side, and no vhost-user message."""
+"""The devices, a module or a package each. They know their virtqueues and their host side, and no vhost-user message."""
