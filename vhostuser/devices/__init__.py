@@ -1,1 +1,1 @@
-"""The devices, one module or package each. They know their virtqueues and their host side, and no vhost-user message."""
+"""The devices, one module or package each: they know their virtqueues and their host side, no vhost-user message."""
