@@ -86,9 +86,13 @@ class Chain:
         self._ticket = pump.ticket
         self._in_turn = in_turn
 
-    async def read(self) -> bytes:
-        """What the driver wrote. Raises MemoryAccessError if the chain's ring stopped or its memory vanished."""
-        data = await self._in_turn(lambda: self._pump.read(self._ticket))
+    async def read(self, limit: int = 1 << 20) -> bytes:
+        """What the driver wrote, at most `limit` bytes: it may name one buffer many times.
+
+        Raises:
+            MemoryAccessError: the chain's ring stopped, or its memory vanished.
+        """
+        data = await self._in_turn(lambda: self._pump.read(self._ticket, limit))
         assert isinstance(data, bytes)
         return data
 

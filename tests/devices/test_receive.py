@@ -392,3 +392,17 @@ def test_counters_have_names() -> None:
     assert set(counters.values()) == {0}
     assert {"vring0_chains", "vring1_chains", "rx_packets", "sleeps"} <= counters.keys()
     pump.close()
+
+
+def test_useless_chains_before_a_kept_packet_count_against_the_budget(make_net: MakeNet) -> None:
+    """Else a guest that adds them without end would never let the turn end."""
+    net = make_net(size=64)
+    net.post(16)
+    net.host.send(bytes(12) + bytes(100))
+    net.pump.turn()
+    assert net.counters("rx_packets") == (0,)
+    for _ in range(20):
+        net.rx.add(writable=[(1 << 40, 64)])
+    before = net.rx.used_idx
+    assert net.pump.turn(4) & WORK
+    assert net.rx.used_idx - before <= 6

@@ -421,3 +421,24 @@ def test_a_start_on_a_ring_that_vanished(shrinkable: GuestRam) -> None:
     assert ring.fault == VANISHED
     driver.close()
     memory.close()
+
+
+def test_a_polled_ring_does_not_hide_the_other_ones_kick(ram: GuestRam) -> None:
+    """The poll set is made anew for both rings, whatever the first one is."""
+    with net_on(ram) as net:
+        net.pump.rx.set_kick(-1)
+        runner = Runner(net.pump)
+        ping(net.tx, net.frame)
+        assert runner.wake() == 0
+        other = os.eventfd(0, os.EFD_NONBLOCK)
+        net.pump.tx.set_kick(other)
+        runner = Runner(net.pump)
+        net.pump.tx.enabled = False
+        before = net.pump.counters()["vring1_kicks"]
+        net.tx.used_event = net.tx.used_idx
+        net.tx.add([net.frame])
+        os.eventfd_write(other, 1)
+        wait_readable(net.tx.call_fd.fileno())
+        assert runner.wake() == 0
+        assert net.pump.counters()["vring1_kicks"] == before + 1
+        os.close(other)

@@ -102,6 +102,7 @@ class Connection:
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._refusals = 0
+        self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
         self._nursery: trio.Nursery | None = None
@@ -242,15 +243,17 @@ class Connection:
                 live.scope.cancel()
                 await live.ended.wait()
 
-    async def adopt(self, memory: GuestMemory) -> GuestMemory:
-        """Use a new memory table everywhere and return the old one, which nobody reads any more."""
+    async def adopt(self, memory: GuestMemory) -> None:
+        """Use a new memory table everywhere, and unmap the old one, which nobody reads any more then."""
         old, self.memory = self.memory, memory
+        self._retired.append(old)
         for number, live in self._groups.items():
             rings = live.group.pump.rings
             lost = await live.group.call(lambda rings=rings: self._adopt(rings, memory))  # type: ignore[misc]
             for index in lost:
                 log.warning("vring %d: group %d: its addresses are not in the new memory table", index, number)
-        return old
+        self._retired.remove(old)
+        old.close()
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -299,7 +302,8 @@ class Connection:
             vring.close("kick", "call", "err")
         if self.backend_req is not None:
             self.backend_req.close()
-        self.memory.close()
+        for memory in (*self._retired, self.memory):
+            memory.close()
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ class Group:
         self._on_chain = on_chain
         self._calls: deque[_Call[Any]] = deque()
         self._ending = trio.Event()
+        self._closed = False
         self._thread: int | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._offered = 0
@@ -90,6 +91,7 @@ class Group:
                     self._ending.set()
                     self.pump.wake()
         finally:
+            self._closed = True
             self._fail_calls()
             self.pump.close()
 
@@ -108,7 +110,13 @@ class Group:
             self._interrupt()
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run `function` in the thread between two turns, and return or raise what it does."""
+        """Run `function` in the thread between two turns, and return or raise what it does.
+
+        Raises:
+            VhostUserError: the group ended first.
+        """
+        if self._closed:
+            raise VhostUserError("the queue group has ended")
         call = _Call(function)
         self._calls.append(call)
         self.pump.wake()
@@ -132,13 +140,12 @@ class Group:
         self._thread = threading.get_ident()
         try:
             while not self._ending.is_set():
-                event = self.pump.run()
+                if self.pump.run():
+                    self._handle_event()
                 while self._calls:
                     call = self._calls.popleft()
                     call.run()
                     self._in_loop(call.done.set)
-                if event:
-                    self._handle_event()
         finally:
             self._thread = None
 

@@ -98,8 +98,8 @@ async def _set_mem_table(connection: Connection, message: Message) -> None:
         for mapping in mappings:
             mapping.close()
         raise
-    # The answer follows only now that no ring reads the old table, so the front-end may take its memory away.
-    (await connection.adopt(memory)).close()
+    # The answer follows only when no ring reads the old table any more, so the front-end may take its memory away.
+    await connection.adopt(memory)
     for vring in connection.vrings:
         if connection.session.vrings[vring.index].started and not vring.live:
             await connection.refresh(vring.index)

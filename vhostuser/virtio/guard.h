@@ -21,6 +21,7 @@ static __thread unsigned long long vu_guard_count;
 static void vu_on_sigbus(int number, siginfo_t *info, void *context) {
     uintptr_t at = (uintptr_t)info->si_addr;
     (void)number; (void)context;
+    if (info->si_code == BUS_ADRALN) return (void)sigaction(SIGBUS, &vu_guard_previous, 0); /* no page is missing */
     for (int i = 0; i < vu_guard_top; i++) {
         if (at < vu_guarded[i].start || at >= vu_guarded[i].end) continue;
         uintptr_t page = vu_guarded[i].page;

@@ -45,4 +45,4 @@ cdef enum:
     PORT_IN = 2
     PORT_OUT = 4
     EVENT = 8
-    KICK = 64
+    KICK = 16

@@ -55,5 +55,5 @@ POLL_MS = 1  #: how often rings without a kick descriptor are looked at, millise
 WORK = 1  #: more work is ready
 PORT_IN = 2  #: wait until the port can be read
 PORT_OUT = 4  #: wait until the port can be written
-KICK = 64  #: wait until the driver adds buffers
 EVENT = 8  #: something for the control side: a broken ring, a failed port, a chain for a Python device
+KICK = 16  #: wait until the driver adds buffers

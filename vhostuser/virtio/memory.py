@@ -257,7 +257,7 @@ class GuestMemory:
             MemoryAccessError: some byte of it is not guest memory, or vanished.
         """
         before = vanished()
-        data = gather(self.pieces(address, length))
+        data = gather(self.pieces(address, length), length)
         if vanished() != before:
             raise MemoryAccessError(f"guest_phys_addr {address:#x}: {length} bytes vanished while being read")
         return data
@@ -282,10 +282,12 @@ def address_of(buffer: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-def gather(pieces: Iterable[tuple[int, int]]) -> bytes:
-    """A copy of the bytes at some (host address, size) pairs; without the GIL, since a page may block."""
+def gather(pieces: Iterable[tuple[int, int]], limit: int) -> bytes:
+    """A copy of the first `limit` bytes at some (host address, size) pairs; without the GIL, since a page may block."""
     copies = []
-    for at, size in pieces:
+    for at, length in pieces:
+        size = min(length, limit)
+        limit -= size
         copy = ctypes.create_string_buffer(size)
         ctypes.memmove(copy, at, size)  # unlike ctypes.string_at
         copies.append(copy.raw)

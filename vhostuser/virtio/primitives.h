@@ -54,7 +54,7 @@ static inline int vu_io_uring_enter(int fd, unsigned submit, unsigned complete) 
     return n < 0 ? -errno : (int)n;
 }
 /* The file description belongs to the peer as well: its O_NONBLOCK is not ours to change, so reading asks for
- * RWF_NOWAIT. A pipe may refuse that flag (kernels before 5.6); then poll has said that there is something to read. */
+ * RWF_NOWAIT. A pipe refuses that flag on older kernels; then poll has said that there is something to read. */
 static inline long vu_drain(int fd) {
     uint64_t words[64];
     struct iovec v = {words, sizeof words};

@@ -112,7 +112,9 @@ def drain(fd: int) -> int:
     """Empty an eventfd or a pipe without blocking, whoever else holds it: bytes read, or -errno."""
     words = (ctypes.c_uint64 * 64)()
     iov = (ctypes.c_uint64 * 2)(ctypes.addressof(words), ctypes.sizeof(words))
-    return _result(_libc.preadv2(fd, iov, 1, ctypes.c_long(-1), _RWF_NOWAIT))
+    got = _result(_libc.preadv2(fd, iov, 1, ctypes.c_long(-1), _RWF_NOWAIT))
+    # a pipe refuses the flag on older kernels; poll has said that there is something to read
+    return _result(_libc.readv(fd, iov, 1)) if got == -errno.EOPNOTSUPP else got
 
 
 def signal(fd: int, may_block: bool) -> int:

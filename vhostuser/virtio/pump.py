@@ -125,7 +125,9 @@ class Pump:
         events: cython.int = (_IN if todo & PORT_IN else 0) | (_OUT if todo & PORT_OUT else 0)
         self.poll_set[0] = self.wake_fd
         self.poll_set[1] = _IN
-        if self.watch(1, self.first) or (self.second is not None and self.watch(2, self.second)):
+        if self.watch(1, self.first):
+            timeout = POLL_MS
+        if self.second is not None and self.watch(2, self.second):
             timeout = POLL_MS
         self.poll_set[6] = self.port if events else -1
         self.poll_set[7] = events
@@ -209,10 +211,14 @@ class ChainPump(Pump):
         ]
         return pieces[: self.first.readable[0]], pieces[self.first.readable[0] :]
 
-    def read(self, ticket: int) -> bytes:
-        """The bytes of the chain's readable buffers. Raises MemoryAccessError if chain or memory are gone."""
+    def read(self, ticket: int, limit: int = 1 << 20) -> bytes:
+        """The first `limit` bytes of the chain's readable buffers.
+
+        Raises:
+            MemoryAccessError: the chain, or its memory, is gone.
+        """
         self._check(ticket)
-        data = gather(self.buffers()[0])
+        data = gather(self.buffers()[0], limit)
         self._check_memory()
         return data
 

@@ -192,7 +192,7 @@ class Ring:
             self.give(0)
         self.started = False
         self.armed = False
-        self.kick = self.call = -1
+        self.kick = self.call = self.err = -1
         return self.position()
 
     def report(self) -> None:
@@ -225,10 +225,12 @@ class Ring:
         return self.started and self.fault == 0 and self.desc != 0
 
     def fail(self, fault: cython.int) -> cython.int:
-        """Break the ring; the first reason stays."""
+        """Break the ring; the first reason stays. What was taken goes back: it was not used."""
         if self.fault == 0:
             self.fault = fault
-        self.taken = 0
+        if self.taken:
+            self.give(0)
+        self.armed = False
         return self.fault
 
     def begin(self) -> None:

@@ -26,7 +26,7 @@ from vhostuser.virtio.memory import address_of
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.uring import Uring
-    from vhostuser.virtio.layout import BURST, EVENT, KICK, PORT_IN, SEGMENTS, VANISHED, WORK
+    from vhostuser.virtio.layout import BURST, EVENT, KICK, POOL, PORT_IN, SEGMENTS, VANISHED, WORK
     from vhostuser.virtio.primitives import copy, readv, store_u8, store_u16
     from vhostuser.virtio.ring import Ring
 
@@ -42,7 +42,6 @@ _LARGE = cython.declare(cython.int, 16)  # packets that get a window after a lar
 _BATCH_FROM = cython.declare(cython.int, 4)  # packets from which one io_uring call is cheaper than a call for each
 _OP_READV = cython.declare(cython.int, 1)
 
-_EAGAIN = cython.declare(cython.long, -errno.EAGAIN)
 _EFAULT = cython.declare(cython.long, -errno.EFAULT)
 _EBADFD = cython.declare(cython.long, -errno.EBADFD)
 _ECONNRESET = cython.declare(cython.long, -errno.ECONNRESET)
@@ -96,8 +95,12 @@ class Receiver:
         done: cython.int
         self.drained = False
         while budget > 0:
-            if self.kept_first < self.kept_end and self.deliver() != WORK:
-                return EVENT if self.ring.fault else KICK
+            if self.kept_first < self.kept_end:
+                done = self.deliver()
+                if done == 0:
+                    return EVENT if self.ring.fault else KICK
+                budget -= done
+                continue
             if self.drained:
                 return PORT_IN
             taken = self.ring.take(BURST if self.large else min(budget, self.ramp))
@@ -294,41 +297,41 @@ class Receiver:
             self.large = _LARGE
 
     def deliver(self) -> cython.int:
-        """Lay the kept packets over the chains they take: ``WORK``, or ``KICK`` when there are too few."""
-        taken: cython.int
-        most: cython.int
-        k: cython.int
-        used: cython.int
-        pieces: cython.uint
-        room: cython.ulonglong
-        while self.kept_first < self.kept_end:
-            taken = self.ring.take(BURST)
-            if taken <= 0:
-                self.counts[RX_STARVED] += 1
-                return KICK
-            most = taken if self.mergeable else 1
-            k = 0
-            room = 0
-            pieces = 0
-            while k < most and room < self.kept_size[self.kept_first] and self.ring.segments[k]:
-                room += self.ring.size[k]
-                pieces += self.ring.segments[k]
-                k += 1
-            if room >= self.kept_size[self.kept_first]:
-                self.lay_out(k)
-            elif k < most:  # a useless chain is in the way; a merged packet's chains must stand side by side
-                for used in range(k + 1):
-                    self.ring.written[used] = 0
-                self.ring.give(k + 1)
-                self.ring.publish()
-            else:
-                self.ring.give(0)
-                if self.mergeable and k < min(BURST, self.ring.num) and (self.ring.indirect or pieces < self.ring.num):
-                    self.counts[RX_STARVED] += 1
-                    return KICK
-                self.kept_first += 1  # more buffers than that there will never be at once
-                self.counts[RX_DROPPED] += 1
-        return WORK
+        """Lay the first kept packet over the chains it takes: how many chains that was; 0: there are too few."""
+        taken: cython.int = self.ring.take(BURST)
+        most: cython.int = taken if self.mergeable else min(taken, 1)
+        k: cython.int = 0
+        i: cython.int
+        pieces: cython.uint = 0
+        room: cython.ulonglong = 0
+        if taken <= 0:
+            self.counts[RX_STARVED] += 1
+            return 0
+        while k < most and room < self.kept_size[self.kept_first] and self.ring.segments[k]:
+            room += self.ring.size[k]
+            pieces += self.ring.segments[k]
+            k += 1
+        if room >= self.kept_size[self.kept_first]:
+            self.lay_out(k)
+            return k
+        if k < most:  # a useless chain is in the way; a merged packet's chains must stand side by side
+            for i in range(k + 1):
+                self.ring.written[i] = 0
+            self.ring.give(k + 1)
+            self.ring.publish()
+            return k + 1
+        self.ring.give(0)
+        if (
+            self.mergeable
+            and k < min(BURST, self.ring.num)
+            and (self.ring.indirect or pieces < self.ring.num)
+            and self.ring.iov_end + SEGMENTS + 2 <= POOL
+        ):
+            self.counts[RX_STARVED] += 1
+            return 0
+        self.kept_first += 1  # more buffers than that there will never be at once
+        self.counts[RX_DROPPED] += 1
+        return 1
 
     def lay_out(self, count: cython.int) -> None:
         """Put the first kept packet into the first `count` chains of the burst, and give them."""

@@ -137,7 +137,7 @@ class Transmitter:
                 n += 1
         if n and uring.submit() < 0:
             return 0
-        self.counts[TX_BATCHES] += 1
+        self.counts[TX_BATCHES] += n > 0
         for i in range(n):
             if self.settle(self.chosen[i], uring.result[i]) == _BLOCKED:
                 self.counts[TX_REJECTED] += 1

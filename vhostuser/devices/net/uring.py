@@ -4,6 +4,9 @@ Must not know packets or rings of a guest. A batch is prepared, submitted and co
 returns: no request outlives the turn that made it, so nothing in flight ever points into memory that a front-end may
 take away. Every request carries RWF_NOWAIT: what cannot be done at once answers -EAGAIN rather than wait.
 
+Whether a file knows RWF_NOWAIT is its driver's affair: a tap does since Linux 6.4. One that does not refuses all of the
+first batch, nothing was done, and :attr:`Uring.works` says so from then on.
+
 Three raw system calls and two mappings are all it takes. The kernel may not have it, and a container or
 ``kernel.io_uring_disabled`` may forbid it: :func:`open_uring` says None then, and one call a packet does the work.
 """
@@ -44,6 +47,7 @@ _FEAT_SINGLE_MMAP = 1
 _RWF_NOWAIT = cython.declare(cython.uint, 8)
 _U32 = cython.declare(cython.uint, 0xFFFF_FFFF)
 _EINTR = cython.declare(cython.int, -errno.EINTR)
+_EOPNOTSUPP = cython.declare(cython.int, -errno.EOPNOTSUPP)
 _EAGAIN = cython.declare(cython.int, -errno.EAGAIN)
 _EBUSY = cython.declare(cython.int, -errno.EBUSY)
 
@@ -65,10 +69,19 @@ class Uring:
         self.fd = libc.syscall(_SETUP, BURST, params)
         if self.fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        if not params[5] & _FEAT_SINGLE_MMAP:
+        try:
+            if not params[5] & _FEAT_SINGLE_MMAP:
+                raise OSError(errno.ENOSYS, "the kernel's io_uring is older than Linux 5.4")
+            os.set_inheritable(self.fd, False)
+            self._map(list(params))
+        except BaseException:
             os.close(self.fd)
-            raise OSError(errno.ENOSYS, "the kernel's io_uring is older than Linux 5.4")
-        os.set_inheritable(self.fd, False)
+            raise
+        self.waiting = 0
+        self.works = True
+        self.result = array("l", bytes(8 * BURST))
+
+    def _map(self, params: list[int]) -> None:
         _, sq_tail, sq_mask, _, _, _, sq_array = params[10:17]
         cq_head, cq_tail, cq_mask, _, _, cqes = params[20:26]
         size = max(sq_array + 4 * params[0], cqes + 16 * params[1])
@@ -84,9 +97,6 @@ class Uring:
         self.cq_mask = load_u32(base + cq_mask)
         for entry in range(params[0]):
             store_u32(base + sq_array + 4 * entry, entry)
-        self.waiting = 0
-        self.works = True
-        self.result = array("l", bytes(8 * BURST))
 
     def close(self) -> None:
         """Close the ring, of which each mapping holds a duplicate."""
@@ -113,7 +123,7 @@ class Uring:
         self.waiting += 1
 
     def submit(self) -> cython.int:
-        """Have the batch done. 0, or -errno if the kernel would not take it; then :attr:`works` is False for good."""
+        """Have the batch done. 0, or -errno if none of it was done; then :attr:`works` is False for good."""
         head: cython.uint
         answer: cython.int
         left: cython.uint = self.waiting
@@ -132,10 +142,12 @@ class Uring:
         while count:
             entry = self.cqes + 16 * (head & self.cq_mask)
             self.result[load_u64(entry)] = load_i32(entry + 8)
+            if load_i32(entry + 8) == _EOPNOTSUPP:
+                self.works = False
             head += 1
             count -= 1
         store_release_u32(self.cq_head, head & _U32)
-        return 0
+        return 0 if self.works else _EOPNOTSUPP
 
 
 def open_uring() -> Uring | None:

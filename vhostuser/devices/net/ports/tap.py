@@ -14,7 +14,6 @@ import fcntl
 import os
 import struct
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from vhostuser.devices.net.features import NetFeature
@@ -88,11 +87,15 @@ class Tap:
         self.flush()
 
     def flush(self) -> int:
-        """Throw away what waits to be received; the number of frames."""
+        """Throw away what waits to be received; the number of frames. Raises PortError when the tap is gone."""
         frames = 0
-        with suppress(BlockingIOError):
+        try:
             while frames < _FLUSH_LIMIT and os.read(self._fd, 65536 + 64):
                 frames += 1
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise PortError(f"tap {self.name}: cannot be read: {error.strerror}") from error
         return frames
 
     def set_carrier(self, up: bool) -> None:
