@@ -36,9 +36,6 @@ from vhostuser.wire.requests import FrontendRequest
 R = FrontendRequest
 NUM = 256
 NOTIFIERS = (R.SET_VRING_KICK, R.SET_VRING_CALL, R.SET_VRING_ERR)
-NO_FD = 0x100
-FULL = 0xFFFFFFFFFFFFFFFE
-"""The largest value of an eventfd: one more has to wait."""
 
 
 @pytest.fixture
