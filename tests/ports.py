@@ -17,6 +17,8 @@ class PairPort:
     """One end of a SOCK_SEQPACKET pair for the device; :attr:`host` is the other one.
 
     Attributes:
+        queues: one.
+        attached: whether the pair's receive ring runs.
         unsupported: network features that the port cannot do: none.
         batching: no: the pair can be full.
         host: the test's end, where each packet has its virtio_net_hdr before it.
@@ -31,6 +33,8 @@ class PairPort:
         theirs.setblocking(False)
         self._device_end = theirs
         self.host = trio.socket.from_stdlib_socket(ours)
+        self.queues = 1
+        self.attached = False
         self.unsupported = NetFeature(0)
         self.batching = False
         self.header_size = 0
@@ -38,9 +42,13 @@ class PairPort:
         self.carrier = False
         self.mtu: int | None = None
 
-    def fileno(self) -> int:
+    def fileno(self, pair: int = 0) -> int:
         """The device's end."""
         return self._device_end.fileno()
+
+    def attach(self, pair: int, attached: bool) -> None:
+        """Remember it."""
+        self.attached = attached
 
     def configure(self, features: int, header_size: int) -> None:
         """Remember what was negotiated, and throw away what nobody received."""

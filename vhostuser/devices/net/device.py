@@ -1,4 +1,4 @@
-"""The virtio network device: one queue pair on one port."""
+"""The virtio network device: a port, and a queue pair for each of its descriptors."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _OFFERABLE = net.SUPPORTED | net.NetFeature.MTU
 
 
 class NetDevice(Device):
-    """A network device: ring 0 receives, ring 1 transmits."""
+    """A network device: rings 0, 2, ... receive, rings 1, 3, ... transmit; each pair is a queue group."""
 
     name = "net"
-    groups = ((0, 1),)
     mtu_settable = True
 
     def __init__(self, port: Port, add: int = 0, remove: int = 0) -> None:
         """A device on `port`, which it closes; `add` and `remove` change the features offered by default."""
         self.port = port
+        self.groups = tuple((2 * pair, 2 * pair + 1) for pair in range(port.queues))
         wanted = RING_FEATURES | net.SUPPORTED | (add & _OFFERABLE)
         # int: the complement of an IntFlag lacks the bits above its highest member
         self.features = net.consistent(wanted & ~int(port.unsupported) & ~remove)
         port.set_carrier(False)
 
     def pump(self, group: int, features: int) -> NetPump:
-        """The pump of the queue pair."""
-        return NetPump(self.groups[group][0], features, self.port.fileno(), self.port.batching)
+        """The pump of a queue pair."""
+        return NetPump(self.groups[group][0], features, self.port.fileno(group), self.port.batching)
 
     def driver_started(self, features: int) -> None:
         """Set the port up for what the driver accepted, and show the host a carrier."""

@@ -50,6 +50,7 @@ class Tap:
 
     Attributes:
         name: the interface's name.
+        queues: how many queue pairs it serves.
         unsupported: network features that this kernel's tap cannot do.
         batching: whether the queue takes all that is written to it, as it does unless somebody limited it.
     """
@@ -61,6 +62,7 @@ class Tap:
             PortError: its flags are others than tap, no_pi, vnet_hdr. The descriptor stays the caller's then.
         """
         self.name = name
+        self.queues = 1
         present = _queue_flags(fd, name)
         if missing := [flag for flag in _WANTED if flag not in present]:
             raise PortError(f"tap {name}: opened with the flags {', '.join(present)}; {', '.join(missing)} missing")
@@ -72,9 +74,12 @@ class Tap:
         limit = struct.unpack("i", fcntl.ioctl(fd, _TUNGETSNDBUF, struct.pack("i", 0)))[0]
         self.batching: bool = limit == _NO_LIMIT
 
-    def fileno(self) -> int:
+    def fileno(self, pair: int = 0) -> int:
         """The descriptor."""
         return self._fd
+
+    def attach(self, pair: int, attached: bool) -> None:
+        """A tap with one queue has it always."""
 
     def configure(self, features: int, header_size: int) -> None:
         """Get ready for a driver: header size, what it can receive, and nothing left over from before."""
