@@ -60,7 +60,10 @@ def test_a_packet_in_pieces(ram: GuestRam, sizes: list[int], number: int, legacy
 @pytest.mark.proves("VIO-NET-6")
 @pytest.mark.parametrize(
     ("frame", "sent"),
-    [*((n, n >= 14) for n in (0, 1, 13, 14, 15, 1514)), (MAX_FRAME, True), (MAX_FRAME + 1, False)],
+    [
+        *((n, n >= 14) for n in (0, 1, 13, 14, 15, 1514, 2036, 2037, 2038, 2048)),
+        *((MAX_FRAME, True), (MAX_FRAME + 1, False)),
+    ],
 )
 def test_sizes_at_the_limits(net: Net, frame: int, sent: bool) -> None:
     packet = bytes(net.header_size + frame)

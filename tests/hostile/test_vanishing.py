@@ -130,10 +130,10 @@ async def test_a_transmit_buffer_that_vanishes(what: str, victim: Victim, memory
 async def test_a_receive_buffer_that_vanishes(what: str, victim: Victim, memory: GuestRam) -> None:
     async with raw_session(victim, memory) as session:
         await session.receives(1)
-        kept = memory.alloc(64, 1)
+        kept = memory.alloc(2048, 1)
         chains = {
             "whole-buffer": [(LOST_ADDRESS, 2048, WRITE, 0)],
-            "header": [(LOST_ADDRESS, 12, WRITE | NEXT, 1), (kept, 64, WRITE, 0)],
+            "header": [(LOST_ADDRESS, 12, WRITE | NEXT, 1), (kept, 2048, WRITE, 0)],
             "rest": [(kept, 12, WRITE | NEXT, 1), (LOST_ADDRESS, 2048, WRITE, 0)],
             "second-of-a-merged-packet": [(kept, 64, WRITE, 0)],
         }

@@ -46,7 +46,7 @@ class NetPump(Pump):
         self.rx = SplitRing(index, WRITABLE)
         self.tx = SplitRing(index + 1, READABLE)
         super().__init__(self.rx, self.tx)
-        self.uring = open_uring() if batching else None
+        self.uring = open_uring(port) if batching else None
         self.receiver = Receiver(self.rx, features, port, self.uring)
         self.transmitter = Transmitter(self.tx, features, port, self.uring)
         self.port = port
@@ -56,6 +56,7 @@ class NetPump(Pump):
         """Close what the pump made. The thread has ended."""
         super().close()
         self.receiver.close()
+        self.transmitter.close()
         if self.uring is not None:
             self.uring.close()
 

@@ -8,9 +8,8 @@ cdef enum:
     RX_BYTES = 1
     RX_DROPPED = 2
     RX_STARVED = 3
-    RX_KEPT = 4
-    RX_MOVED = 5
-    RX_BATCHES = 6
+    RX_DIRECT = 4
+    RX_BATCHES = 5
 
 cdef class Receiver:
     cdef readonly Ring ring
@@ -21,23 +20,29 @@ cdef class Receiver:
     cdef readonly Uring uring
     cdef unsigned long long[::1] counts
     cdef object slots
-    cdef unsigned long long slots_address
+    cdef unsigned long long slots_address, overflow
+    cdef unsigned long long[::1] slot_iovs
+    cdef unsigned long long slot_iovs_address
     cdef unsigned long long[::1] kept_at, kept_size
     cdef int kept_first, kept_end
     cdef int large, ramp
     cdef bint drained
 
     cdef int turn(self, int budget) noexcept nogil
-    cdef int burst(self, int taken) noexcept nogil
-    cdef int batch(self, Uring uring, int taken) noexcept nogil
-    cdef int window(self, int i, int taken) noexcept nogil
-    cdef bint usable(self, int i) noexcept nogil
     cdef long check(self, long got) noexcept nogil
-    cdef int spread(self, int i, int end, unsigned long long got) noexcept nogil
-    cdef bint move(self, int i, int into, unsigned long long size) noexcept nogil
-    cdef void keep(self, int i, int end, int slot, unsigned long long size) noexcept nogil
-    cdef unsigned long long overflow(self, int slot) noexcept nogil
-    cdef int deliver(self) noexcept nogil
-    cdef void lay_out(self, int count) noexcept nogil
+    cdef void read(self, int count) noexcept nogil
+    cdef void read_batch(self, Uring uring, int count) noexcept nogil
+    cdef void keep(self, int slot, long got) noexcept nogil
+    cdef int deliver(self, int taken, bint all_there_are) noexcept nogil
+    cdef int cover(self, int i, int taken, unsigned long long size) noexcept nogil
+    cdef bint may_grow(self, int taken) noexcept nogil
+    cdef void give_up(self, int i, int end) noexcept nogil
+    cdef void lay_out(self, int i, int end) noexcept nogil
     cdef void scatter(self, int i, unsigned long long source, unsigned long long size) noexcept nogil
+    cdef int direct(self, int taken) noexcept nogil
+    cdef int window(self, int i, int taken) noexcept nogil
+    cdef long read_window(self, int i, int end) noexcept nogil
+    cdef int spread(self, int i, int end, unsigned long long got) noexcept nogil
+    cdef void keep_overflow(self, int i, int end, unsigned long long size) noexcept nogil
+    cdef void account(self, unsigned long long size) noexcept nogil
     cdef void set_num_buffers(self, int i, int count) noexcept nogil

@@ -1,16 +1,18 @@
 """Receive: from the port to the driver's ring.
 
-A packet's size is known only when it was read, so a read has the next chain's buffers and, behind them, a private
-overflow large enough for any packet. Chains are taken one, two, four, ... at a time while the port has packets for all
-of them, so that looking at an empty port costs one; from a few on, one io_uring call reads a packet into each.
+A packet's size is known only when it was read. Packets are read in one of two ways, whichever suits those that came
+last:
 
-After a packet that overflowed, more are likely: for a while one read gets a window of chains that holds the largest
-packet, and nothing has to be copied. What did overflow is *kept*: put together in private memory and laid over as many
-chains as it takes (mergeable receive buffers), in order, before anything else is read. If the driver has too few
-buffers it stays there, the port is left alone, and the next kick tries again.
+* Short ones are read into private slots and copied into the driver's buffers from there. A read into one buffer is
+  cheaper than one into a vector, by more than the copy costs. Chains are taken one, two, four, ... at a time while the
+  port has a packet for each, so that looking at an empty port costs one read; from a few on, one io_uring call makes
+  all reads.
+* After a long one, more are likely: for a while each read goes straight into a window of chains that holds the longest
+  packet, with a private overflow behind it where the driver has no such window.
 
-Several packets may arrive while a batch is being read, so an earlier read may find nothing and a later one something.
-Such a packet is moved into the earlier chain: what is used up stays a prefix of what was taken.
+What is in private memory is *kept*: laid over as many chains as it takes (mergeable receive buffers), in order, before
+anything else is read. If the driver has too few buffers it stays there, the port is left alone, and the next kick tries
+again. Nothing is read that no buffer is waiting for.
 """
 
 from __future__ import annotations
@@ -30,17 +32,18 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.primitives import copy, readv, store_u8, store_u16
     from vhostuser.virtio.ring import Ring
 
-    (RX_PACKETS, RX_BYTES, RX_DROPPED, RX_STARVED, RX_KEPT, RX_MOVED, RX_BATCHES) = range(7)
+    (RX_PACKETS, RX_BYTES, RX_DROPPED, RX_STARVED, RX_DIRECT, RX_BATCHES) = range(6)
 
 #: Names of the counters, in the order of the ``.pxd``.
-COUNTERS = ("rx_packets", "rx_bytes", "rx_dropped", "rx_starved", "rx_kept", "rx_moved", "rx_batches")
+COUNTERS = ("rx_packets", "rx_bytes", "rx_dropped", "rx_starved", "rx_direct", "rx_batches")
 
 _MAX_FRAME = cython.declare(cython.ulonglong, 65535 + 18)  # 65535 bytes of IP, Ethernet header, VLAN tag
-_OVERFLOW = cython.declare(cython.ulonglong, 65536 + 128)  # the longest packet, rounded up
-_PUBLISH = cython.declare(cython.int, 32)  # packets read one by one and published together
+_SLOT = cython.declare(cython.ulonglong, 65536 + 128)  # the longest packet, rounded up
+_SHORT = cython.declare(cython.ulonglong, 4096)  # bytes of a packet that are cheaper to copy
 _LARGE = cython.declare(cython.int, 16)  # packets that get a window after a large one
+_PUBLISH = cython.declare(cython.int, 32)  # packets read one by one and published together
 _BATCH_FROM = cython.declare(cython.int, 4)  # packets from which one io_uring call is cheaper than a call for each
-_OP_READV = cython.declare(cython.int, 1)
+_OP_READ = cython.declare(cython.int, 22)
 
 _EFAULT = cython.declare(cython.long, -errno.EFAULT)
 _EBADFD = cython.declare(cython.long, -errno.EBADFD)
@@ -70,10 +73,14 @@ class Receiver:
         self.uring = uring
         self.port_failed = False
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
-        # Twice the overflow for each slot: what overflowed, and before it room for what did not. Pages that are never
-        # touched, as most of these, cost nothing.
-        self.slots = mmap.mmap(-1, 2 * _OVERFLOW * BURST, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # A slot a packet, and two more: the overflow of a window, and before it room for what did not overflow.
+        # Pages that are never touched, as most of these, cost nothing.
+        self.slots = mmap.mmap(-1, _SLOT * (BURST + 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.slots_address = address_of(self.slots)
+        self.overflow = self.slots_address + _SLOT * (BURST + 1)
+        slot_iovs = array("Q", [word for i in range(BURST) for word in (self.slots_address + _SLOT * i, _SLOT)])
+        self.slot_iovs = slot_iovs
+        self.slot_iovs_address = slot_iovs.buffer_info()[0]
         self.kept_at = array("Q", bytes(8 * BURST))
         self.kept_size = array("Q", bytes(8 * BURST))
         self.kept_first = self.kept_end = 0
@@ -82,7 +89,7 @@ class Receiver:
         self.drained = False
 
     def close(self) -> None:
-        """Release the memory for what overflows."""
+        """Release the private memory."""
         self.slots.close()
 
     def counters(self) -> dict[str, int]:
@@ -91,132 +98,210 @@ class Receiver:
 
     def turn(self, budget: cython.int) -> cython.int:
         """Fill what is available: ``WORK`` (more is left), ``PORT_IN`` (the port is empty), ``KICK`` or ``EVENT``."""
+        waiting: cython.bint
         taken: cython.int
         done: cython.int
         self.drained = False
         while budget > 0:
-            if self.kept_first < self.kept_end:
-                done = self.deliver()
-                if done == 0:
-                    return EVENT if self.ring.fault else KICK
-                budget -= done
-                continue
-            if self.drained:
+            waiting = self.kept_first < self.kept_end
+            if self.drained and not waiting:
                 return PORT_IN
-            taken = self.ring.take(BURST if self.large else min(budget, self.ramp))
+            taken = self.ring.take(BURST if waiting or self.large else min(budget, self.ramp))
             if taken <= 0:
                 self.counts[RX_STARVED] += 1
                 return KICK
-            budget -= taken
-            if taken >= _BATCH_FROM and self.uring is not None and self.uring.works and not self.large:
-                done = self.batch(self.uring, taken)
+            if waiting:
+                done = self.deliver(taken, True)
+            elif self.large:
+                done = self.direct(taken)
             else:
-                done = self.burst(taken)
+                self.read(taken)
+                done = self.deliver(taken, False)
             if self.ring.fault:
                 return EVENT
             self.ring.give(done)
             self.ring.publish()
-            if self.drained:
-                self.ramp = max(done, 1)
-            elif done == taken:
-                self.ramp = min(2 * taken, BURST if self.uring is not None and self.uring.works else _PUBLISH)
+            if waiting and done == 0 and self.kept_first < self.kept_end:
+                self.counts[RX_STARVED] += 1
+                return KICK
+            budget -= max(done, 1)
         return WORK
 
-    # ---- reading ---------------------------------------------------------------------------------------------------
-
-    def burst(self, taken: cython.int) -> cython.int:
-        """Read packets one by one; how many chains of the burst are used up."""
-        i: cython.int = 0
-        end: cython.int
-        used: cython.int
-        spare: cython.int
-        got: cython.long
-        while i < taken:
-            if not self.usable(i):
-                i += 1
-                continue
-            end = self.window(i, taken)
-            if end < 0:
-                return i
-            spare = self.ring.first[end - 1] + self.ring.segments[end - 1]
-            self.ring.iov[2 * spare] = self.overflow(0)
-            self.ring.iov[2 * spare + 1] = _OVERFLOW
-            got = readv(self.port, self.ring.iov_address + 16 * self.ring.first[i], spare - self.ring.first[i] + 1)
-            self.ring.iov[2 * spare] = self.ring.iov[2 * spare + 1] = 0
-            got = self.check(got)
-            if got == _NOTHING:
-                self.drained = True
-            if got <= 0:
-                return i
-            used = self.spread(i, end, got)
-            if used == 0:
-                self.keep(i, end, 0, got)
-                return i
-            self.large = _LARGE if used > 1 else max(self.large - 1, 0)
-            i += used
-        return i
-
-    def batch(self, uring: Uring, taken: cython.int) -> cython.int:
-        """Read a packet into each chain with one system call; how many chains of the burst are used up."""
-        i: cython.int
-        n: cython.int = 0
-        done: cython.int = 0
-        got: cython.long
-        spare: cython.int
-        while n < taken and self.ring.size[n] >= self.header_size and self.ring.segments[n]:
-            spare = self.ring.first[n] + self.ring.segments[n]
-            self.ring.iov[2 * spare] = self.overflow(n)
-            self.ring.iov[2 * spare + 1] = _OVERFLOW
-            uring.prepare(
-                _OP_READV, self.port, self.ring.iov_address + 16 * self.ring.first[n], self.ring.segments[n] + 1
-            )
-            n += 1
-        if n < _BATCH_FROM:  # a useless chain is in the way
-            uring.waiting = 0
-            return self.burst(taken)
-        if uring.submit() < 0:
-            return 0
-        self.counts[RX_BATCHES] += 1
-        for i in range(n):
-            got = self.check(uring.result[i])
-            if got == _NOTHING:
-                self.drained = True
-            elif got > 0:
-                if self.kept_first < self.kept_end or not self.move(i, done, got):
-                    self.keep(i, i + 1, i, got)
-                else:
-                    done += 1
-        return done
-
     def check(self, got: cython.long) -> cython.long:
-        """A read's answer: the packet's size, or ``_NOTHING``, or ``_USELESS``."""
-        if got > self.header_size:
-            return got
+        """A read's answer: the packet's size, or ``_NOTHING``, or ``_USELESS`` for what is no packet."""
         if got == _EFAULT:
             self.ring.fail(VANISHED)
         elif got in (0, _EBADFD, _ECONNRESET):
             self.port_failed = True
         elif got > 0:
+            if self.header_size < got <= cython.cast(cython.long, self.header_size + _MAX_FRAME):
+                return got
             self.counts[RX_DROPPED] += 1
             return _USELESS
+        self.drained = True
         return _NOTHING
 
-    def usable(self, i: cython.int) -> cython.bint:
-        """Whether chain `i` can hold a header; if not it goes back unused."""
-        if self.ring.size[i] >= self.header_size:
-            return True
+    # ---- short packets: into private slots -------------------------------------------------------------------------
+
+    def read(self, count: cython.int) -> None:
+        """Read up to `count` packets into slots."""
+        i: cython.int
+        most: cython.int = _PUBLISH
+        self.kept_first = self.kept_end = 0
+        if self.uring is not None and self.uring.works:
+            most = BURST
+        if self.uring is not None and most == BURST and count >= _BATCH_FROM:
+            self.read_batch(self.uring, count)
+        else:
+            for i in range(count):
+                self.keep(i, readv(self.port, self.slot_iovs_address + 16 * i, 1))
+                if self.drained:
+                    break
+        self.ramp = max(self.kept_end, 1) if self.drained else min(2 * count, most)
+
+    def read_batch(self, uring: Uring, count: cython.int) -> None:
+        """Read up to `count` packets with one system call.
+
+        More may arrive while it runs, so an earlier read may find nothing and a later one something.
+        """
+        i: cython.int
+        for i in range(count):
+            uring.prepare(_OP_READ, self.slot_iovs[2 * i], _SLOT)
+        if uring.submit() == 0:
+            self.counts[RX_BATCHES] += 1
+            for i in range(count):
+                self.keep(i, uring.result[i])
+
+    def keep(self, slot: cython.int, got: cython.long) -> None:
+        """Note what was read into a slot, if it is a packet."""
+        got = self.check(got)
+        if got > 0:
+            self.kept_at[self.kept_end] = self.slot_iovs[2 * slot]
+            self.kept_size[self.kept_end] = got
+            self.kept_end += 1
+
+    def deliver(self, taken: cython.int, all_there_are: cython.bint) -> cython.int:
+        """Lay kept packets over the chains of the burst; how many chains are used up.
+
+        `all_there_are`: the driver has no more chains than these, or a burst does not hold more. A packet that is
+        longer than the driver's buffers will ever be is dropped.
+        """
+        i: cython.int = 0
+        end: cython.int
+        while self.kept_first < self.kept_end and i < taken:
+            end = self.cover(i, taken, self.kept_size[self.kept_first])
+            if end > 0:
+                self.lay_out(i, end)
+                i = end
+            elif end < 0:  # a useless chain is in the way; a merged packet's chains must stand side by side
+                self.give_up(i, -end)
+                i = -end
+            elif not self.mergeable or (all_there_are and i == 0 and not self.may_grow(taken)):
+                self.counts[RX_DROPPED] += 1
+                self.kept_first += 1
+            else:
+                break
+        return i
+
+    def cover(self, i: cython.int, taken: cython.int, size: cython.ulonglong) -> cython.int:
+        """Where the chains end that a packet takes from `i` on. 0: they are too few. -n: chain n - 1 is useless."""
+        room: cython.ulonglong = 0
+        end: cython.int = i
+        while room < size:
+            if end == taken or (end > i and not self.mergeable):
+                return 0
+            if self.ring.size[end] < (self.header_size if end == i else 1):
+                return -end - 1
+            room += self.ring.size[end]
+            end += 1
+        return end
+
+    def may_grow(self, taken: cython.int) -> cython.bint:
+        """Whether a burst of all that is available could ever be larger than this one of `taken` chains."""
+        pieces: cython.int = 0
+        i: cython.int
+        for i in range(taken):
+            pieces += self.ring.segments[i]
+        return (
+            taken < min(BURST, cython.cast(cython.int, self.ring.num))
+            and (self.ring.indirect or pieces < cython.cast(cython.int, self.ring.num))
+            and self.ring.iov_end + SEGMENTS + 2 <= POOL
+        )
+
+    def give_up(self, i: cython.int, end: cython.int) -> None:
+        """Give chains back unused."""
         self.counts[RX_DROPPED] += 1
-        self.ring.written[i] = 0
-        return False
+        while i < end:
+            self.ring.written[i] = 0
+            i += 1
+
+    def lay_out(self, i: cython.int, end: cython.int) -> None:
+        """Copy the first kept packet into the chains from `i` up to `end`."""
+        source: cython.ulonglong = self.kept_at[self.kept_first]
+        size: cython.ulonglong = self.kept_size[self.kept_first]
+        k: cython.int = i
+        if end - i > 1 or size > _SHORT:
+            self.large = _LARGE
+        self.kept_first += 1
+        self.account(size)
+        while k < end:
+            self.ring.written[k] = min(self.ring.size[k], size)
+            self.scatter(k, source, self.ring.written[k])
+            source += self.ring.written[k]
+            size -= self.ring.written[k]
+            k += 1
+        self.set_num_buffers(i, end - i)
+
+    def scatter(self, i: cython.int, source: cython.ulonglong, size: cython.ulonglong) -> None:
+        """Copy `size` bytes into the buffers of chain `i`."""
+        k: cython.int = 2 * self.ring.first[i]
+        part: cython.ulonglong
+        while size:
+            part = min(size, self.ring.iov[k + 1])
+            copy(self.ring.iov[k], source, part)
+            source += part
+            size -= part
+            k += 2
+
+    # ---- long packets: straight into the driver's buffers ----------------------------------------------------------
+
+    def direct(self, taken: cython.int) -> cython.int:
+        """Read packets into windows of chains; how many chains are used up."""
+        i: cython.int = 0
+        end: cython.int
+        used: cython.int
+        got: cython.long
+        while i < taken and self.large:
+            if self.ring.size[i] < self.header_size:
+                self.give_up(i, i + 1)
+                i += 1
+                continue
+            end = self.window(i, taken)
+            if end < 0:
+                break
+            got = self.check(self.read_window(i, end))
+            if got == _NOTHING:
+                break
+            self.large -= 1
+            if got < 0:
+                continue
+            used = self.spread(i, end, got)
+            if used == 0:
+                self.keep_overflow(i, end, got)
+                break
+            if used > 1 or got > cython.cast(cython.long, _SHORT):
+                self.large = _LARGE
+            i += used
+        return i
 
     def window(self, i: cython.int, taken: cython.int) -> cython.int:
-        """The end of the chains to read into: one, or after a large packet enough for the largest.
+        """The end of the chains to read into: enough for the longest packet, if there are so many.
 
         Below 0: the rest of this burst is not enough, and a new one may be.
         """
         room: cython.ulonglong = self.ring.size[i]
         end: cython.int = i + 1
-        if self.mergeable and self.large:
+        if self.mergeable:
             while (
                 end < taken
                 and room < self.header_size + _MAX_FRAME
@@ -229,7 +314,15 @@ class Receiver:
                 return -1
         return end
 
-    # ---- giving to the driver --------------------------------------------------------------------------------------
+    def read_window(self, i: cython.int, end: cython.int) -> cython.long:
+        """Read a packet into chains `i` up to `end`, and what they do not hold into the overflow."""
+        got: cython.long
+        spare: cython.int = self.ring.first[end - 1] + self.ring.segments[end - 1]
+        self.ring.iov[2 * spare] = self.overflow
+        self.ring.iov[2 * spare + 1] = _SLOT
+        got = readv(self.port, self.ring.iov_address + 16 * self.ring.first[i], spare - self.ring.first[i] + 1)
+        self.ring.iov[2 * spare] = self.ring.iov[2 * spare + 1] = 0
+        return got
 
     def spread(self, i: cython.int, end: cython.int, got: cython.ulonglong) -> cython.int:
         """Account a packet to the chains it was read into; how many it takes. 0: it overflowed them."""
@@ -241,124 +334,34 @@ class Receiver:
             k += 1
         if left:
             return 0
+        self.counts[RX_DIRECT] += 1
+        self.account(got)
         self.set_num_buffers(i, k - i)
-        self.counts[RX_PACKETS] += 1
-        self.counts[RX_BYTES] += got - self.header_size
         return k - i
 
-    def move(self, i: cython.int, into: cython.int, size: cython.ulonglong) -> cython.bint:
-        """Account a packet to chain `into`, moving it there if it was read into another. False: it does not fit."""
-        k: cython.int = 2 * self.ring.first[i]
-        first: cython.ulonglong
-        if size > self.ring.size[i] or size > self.ring.size[into]:
-            return False
-        if i != into:
-            first = min(size, self.ring.iov[k + 1])
-            if first < size:
-                return False
-            self.scatter(into, self.ring.iov[k], size)
-            self.counts[RX_MOVED] += 1
-        return self.spread(into, into + 1, size) == 1
-
-    def overflow(self, slot: cython.int) -> cython.ulonglong:
-        """Where a slot's overflow begins; as much room lies before it."""
-        return self.slots_address + _OVERFLOW * (2 * cython.cast(cython.ulonglong, slot) + 1)
-
-    def keep(self, i: cython.int, end: cython.int, slot: cython.int, size: cython.ulonglong) -> None:
-        """Keep a packet that was read into chains `i` up to `end` and a slot's overflow, for :meth:`deliver`.
-
-        One that no frame is long enough for, or that nothing can be merged for, is dropped.
-        """
+    def keep_overflow(self, i: cython.int, end: cython.int, size: cython.ulonglong) -> None:
+        """Keep a packet that overflowed chains `i` up to `end`: what they hold goes before the overflow."""
         k: cython.int
-        part: cython.ulonglong
-        room: cython.ulonglong = 0
-        at: cython.ulonglong
+        first: cython.int = 2 * self.ring.first[i]
+        last: cython.int = 2 * (self.ring.first[end - 1] + self.ring.segments[end - 1])
+        at: cython.ulonglong = self.overflow
         for k in range(i, end):
-            room += self.ring.size[k]
-        if size > self.header_size + _MAX_FRAME or (size > room and not self.mergeable):
-            self.counts[RX_DROPPED] += 1
-            return
-        room = min(room, size)
-        at = self.overflow(slot) - room
-        if self.kept_first == self.kept_end:
-            self.kept_first = self.kept_end = 0
-        self.kept_at[self.kept_end] = at
-        self.kept_size[self.kept_end] = size
-        self.kept_end += 1
-        k = 2 * self.ring.first[i]
-        while room:
-            part = min(room, self.ring.iov[k + 1])
-            copy(at, self.ring.iov[k], part)
-            at += part
-            room -= part
-            k += 2
-        self.counts[RX_KEPT] += 1
-        if size > self.ring.size[i] and self.mergeable:
-            self.large = _LARGE
+            at -= self.ring.size[k]
+        self.kept_first = 0
+        self.kept_end = 1
+        self.kept_at[0] = at
+        self.kept_size[0] = size
+        while first < last:
+            copy(at, self.ring.iov[first], self.ring.iov[first + 1])
+            at += self.ring.iov[first + 1]
+            first += 2
 
-    def deliver(self) -> cython.int:
-        """Lay the first kept packet over the chains it takes: how many chains that was; 0: there are too few."""
-        taken: cython.int = self.ring.take(BURST)
-        most: cython.int = taken if self.mergeable else min(taken, 1)
-        k: cython.int = 0
-        i: cython.int
-        pieces: cython.uint = 0
-        room: cython.ulonglong = 0
-        if taken <= 0:
-            self.counts[RX_STARVED] += 1
-            return 0
-        while k < most and room < self.kept_size[self.kept_first] and self.ring.segments[k]:
-            room += self.ring.size[k]
-            pieces += self.ring.segments[k]
-            k += 1
-        if room >= self.kept_size[self.kept_first]:
-            self.lay_out(k)
-            return k
-        if k < most:  # a useless chain is in the way; a merged packet's chains must stand side by side
-            for i in range(k + 1):
-                self.ring.written[i] = 0
-            self.ring.give(k + 1)
-            self.ring.publish()
-            return k + 1
-        self.ring.give(0)
-        if (
-            self.mergeable
-            and k < min(BURST, self.ring.num)
-            and (self.ring.indirect or pieces < self.ring.num)
-            and self.ring.iov_end + SEGMENTS + 2 <= POOL
-        ):
-            self.counts[RX_STARVED] += 1
-            return 0
-        self.kept_first += 1  # more buffers than that there will never be at once
-        self.counts[RX_DROPPED] += 1
-        return 1
+    # ---- both ------------------------------------------------------------------------------------------------------
 
-    def lay_out(self, count: cython.int) -> None:
-        """Put the first kept packet into the first `count` chains of the burst, and give them."""
-        size: cython.ulonglong = self.kept_size[self.kept_first]
-        done: cython.ulonglong = 0
-        i: cython.int
-        for i in range(count):
-            self.ring.written[i] = min(self.ring.size[i], size - done)
-            self.scatter(i, self.kept_at[self.kept_first] + done, self.ring.written[i])
-            done += self.ring.written[i]
-        self.set_num_buffers(0, count)
-        self.ring.give(count)
-        self.ring.publish()
-        self.kept_first += 1
+    def account(self, size: cython.ulonglong) -> None:
+        """Count a packet of so many bytes, header included."""
         self.counts[RX_PACKETS] += 1
         self.counts[RX_BYTES] += size - self.header_size
-
-    def scatter(self, i: cython.int, source: cython.ulonglong, size: cython.ulonglong) -> None:
-        """Copy `size` bytes into the buffers of chain `i`."""
-        k: cython.int = 2 * self.ring.first[i]
-        part: cython.ulonglong
-        while size:
-            part = min(size, self.ring.iov[k + 1])
-            copy(self.ring.iov[k], source, part)
-            source += part
-            size -= part
-            k += 2
 
     def set_num_buffers(self, i: cython.int, count: cython.int) -> None:
         """Write num_buffers into the header that chain `i` begins with, whatever its split.

@@ -21,13 +21,15 @@ cdef class Transmitter:
     cdef readonly bint port_failed
     cdef readonly Uring uring
     cdef unsigned long long[::1] counts
-    cdef object headers
-    cdef unsigned long long headers_address
+    cdef object slots
+    cdef unsigned long long slots_address
     cdef int[::1] chosen
 
     cdef int turn(self, int budget) noexcept nogil
     cdef int burst(self, int taken) noexcept nogil
     cdef int batch(self, Uring uring, int taken) noexcept nogil
-    cdef bint ready(self, int i) noexcept nogil
+    cdef int ready(self, int i) noexcept nogil
+    cdef unsigned long long slot(self, int i) noexcept nogil
+    cdef unsigned long long iov(self, int i) noexcept nogil
     cdef int settle(self, int i, long sent) noexcept nogil
-    cdef void take_header(self, int i, unsigned long long header) noexcept nogil
+    cdef void take(self, int i, unsigned long long to, unsigned long long size) noexcept nogil

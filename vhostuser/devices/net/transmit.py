@@ -1,25 +1,28 @@
 """Transmit: from the driver's ring to the port.
 
-A chain's header is copied once into private memory, judged, and sent from there; the frame goes from guest memory
-straight into the port's system call, one call a packet for a few, one call a burst through io_uring for more. A full
-port ends the turn: the chain goes back into the ring, and the port is waited for.
+A chain's header is copied once into private memory, judged, and sent from there. A short frame is copied behind it, so
+that the kernel gets one buffer instead of a vector, which costs it more than the copy; a long one goes from guest
+memory straight into the system call. It is one call a packet for a few, one call a burst through io_uring for more. A
+full port ends the turn: the chain goes back into the ring, and the port is waited for.
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 from array import array
 
 import cython
 
 from vhostuser.devices.net.features import header_size
 from vhostuser.devices.net.header import offloads_of
+from vhostuser.virtio.memory import address_of
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.header import admit
     from vhostuser.devices.net.uring import Uring
     from vhostuser.virtio.layout import BURST, EVENT, KICK, PORT_OUT, VANISHED, WORK
-    from vhostuser.virtio.primitives import copy, writev
+    from vhostuser.virtio.primitives import copy, store_u64, writev
     from vhostuser.virtio.ring import Ring
 
     (TX_PACKETS, TX_BYTES, TX_DROPPED, TX_REJECTED, TX_DISCARDED, TX_BLOCKED, TX_BATCHES) = range(7)
@@ -39,7 +42,9 @@ COUNTERS = (
 _MAX_FRAME = cython.declare(cython.ulonglong, 65535 + 18)
 _MIN_FRAME = cython.declare(cython.ulonglong, 14)
 _BATCH_FROM = cython.declare(cython.int, 4)  # packets from which one io_uring call is cheaper than a call for each
+_SLOT = cython.declare(cython.ulonglong, 2048)  # private memory of a chain: a header, and a frame that fits behind it
 _OP_WRITEV = cython.declare(cython.int, 2)
+_OP_WRITE = cython.declare(cython.int, 23)
 
 _EAGAIN = cython.declare(cython.long, -errno.EAGAIN)
 _EINTR = cython.declare(cython.long, -errno.EINTR)
@@ -73,10 +78,13 @@ class Transmitter:
         self.uring = uring
         self.port_failed = False
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
-        headers = array("Q", bytes(16 * BURST))
-        self.headers = headers
-        self.headers_address = headers.buffer_info()[0]
+        self.slots = mmap.mmap(-1, _SLOT * BURST, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.slots_address = address_of(self.slots)
         self.chosen = array("i", bytes(4 * BURST))
+
+    def close(self) -> None:
+        """Release the private memory."""
+        self.slots.close()
 
     def counters(self) -> dict[str, int]:
         """Counters by name."""
@@ -106,16 +114,10 @@ class Transmitter:
     def burst(self, taken: cython.int) -> cython.int:
         """Send the chains of a burst one by one; how many are done with."""
         i: cython.int
-        at: cython.int
-        answer: cython.int
+        pieces: cython.int
         for i in range(taken):
-            if not self.ready(i):
-                continue
-            at = self.ring.first[i]
-            answer = self.settle(
-                i, writev(self.port, self.ring.iov_address + 16 * (at - 1), self.ring.segments[i] + 1)
-            )
-            if answer != _SENT:
+            pieces = self.ready(i)
+            if pieces and self.settle(i, writev(self.port, self.iov(i), pieces)) != _SENT:
                 return i
         return taken
 
@@ -126,15 +128,17 @@ class Transmitter:
         """
         i: cython.int
         n: cython.int = 0
-        at: cython.int
+        pieces: cython.int
         for i in range(taken):
-            if self.ready(i):
-                at = self.ring.first[i]
-                uring.prepare(
-                    _OP_WRITEV, self.port, self.ring.iov_address + 16 * (at - 1), self.ring.segments[i] + 1
-                )
-                self.chosen[n] = i
-                n += 1
+            pieces = self.ready(i)
+            if pieces == 0:
+                continue
+            if pieces == 1:
+                uring.prepare(_OP_WRITE, self.slot(i), self.ring.size[i])
+            else:
+                uring.prepare(_OP_WRITEV, self.iov(i), pieces)
+            self.chosen[n] = i
+            n += 1
         if n and uring.submit() < 0:
             return 0
         self.counts[TX_BATCHES] += n > 0
@@ -143,24 +147,34 @@ class Transmitter:
                 self.counts[TX_REJECTED] += 1
         return taken
 
-    def ready(self, i: cython.int) -> cython.bint:
-        """Judge chain `i` of the burst and put its header before its frame. False: it is dropped, and counted."""
-        header: cython.ulonglong = self.headers_address + 16 * i
+    def ready(self, i: cython.int) -> cython.int:
+        """Judge chain `i` of the burst and get it ready: how many iovecs it is at :meth:`iov`; 0: it is dropped."""
         size: cython.ulonglong = self.ring.size[i]
-        at: cython.int = self.ring.first[i]
         if not self.ring.enabled:
             self.counts[TX_DISCARDED] += 1
-            return False
+            return 0
         if size < self.header_size + _MIN_FRAME or size > self.header_size + _MAX_FRAME or not self.ring.segments[i]:
             self.counts[TX_DROPPED] += 1
-            return False
-        self.take_header(i, header)
-        if not admit(header, size - self.header_size, self.offloads):
+            return 0
+        self.take(i, self.slot(i), self.header_size)
+        if not admit(self.slot(i), size - self.header_size, self.offloads):
             self.counts[TX_DROPPED] += 1
-            return False
-        self.ring.iov[2 * at - 2] = header
-        self.ring.iov[2 * at - 1] = self.header_size
-        return True
+            return 0
+        store_u64(self.iov(i), self.slot(i))
+        if size > _SLOT:
+            store_u64(self.iov(i) + 8, self.header_size)
+            return self.ring.segments[i] + 1
+        self.take(i, self.slot(i) + self.header_size, size - self.header_size)
+        store_u64(self.iov(i) + 8, size)
+        return 1
+
+    def slot(self, i: cython.int) -> cython.ulonglong:
+        """The private memory of chain `i`."""
+        return self.slots_address + _SLOT * cython.cast(cython.ulonglong, i)
+
+    def iov(self, i: cython.int) -> cython.ulonglong:
+        """Where the iovecs of chain `i` lie when it is ready: the spare one before the chain's own comes first."""
+        return self.ring.iov_address + 16 * cython.cast(cython.ulonglong, self.ring.first[i] - 1)
 
     def settle(self, i: cython.int, sent: cython.long) -> cython.int:
         """What became of chain `i`, from its system call's answer."""
@@ -180,16 +194,15 @@ class Transmitter:
         self.counts[TX_REJECTED] += 1
         return _SENT
 
-    def take_header(self, i: cython.int, header: cython.ulonglong) -> None:
-        """Copy the header out of chain `i`, whatever its split, and leave the frame in the chain's iovecs."""
-        left: cython.ulonglong = self.header_size
+    def take(self, i: cython.int, to: cython.ulonglong, size: cython.ulonglong) -> None:
+        """Copy the next `size` bytes out of chain `i`, whatever its split, and leave the others in its iovecs."""
         part: cython.ulonglong
         k: cython.int = 2 * self.ring.first[i]
-        while left:
-            part = min(left, self.ring.iov[k + 1])
-            copy(header, self.ring.iov[k], part)
+        while size:
+            part = min(size, self.ring.iov[k + 1])
+            copy(to, self.ring.iov[k], part)
             self.ring.iov[k] += part
             self.ring.iov[k + 1] -= part
-            header += part
-            left -= part
+            to += part
+            size -= part
             k += 2

@@ -9,5 +9,5 @@ cdef class Uring:
     cdef unsigned int waiting
     cdef readonly bint works
     cdef long[::1] result
-    cdef void prepare(self, int opcode, int port, unsigned long long iov, int count) noexcept nogil
+    cdef void prepare(self, int opcode, unsigned long long address, unsigned int size) noexcept nogil
     cdef int submit(self) noexcept nogil
