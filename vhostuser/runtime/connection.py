@@ -26,7 +26,7 @@ from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump
 from vhostuser.virtio.ring import Ring
-from vhostuser.virtio.split import area_sizes
+from vhostuser.virtio.rings import area_sizes
 from vhostuser.wire.codec import decode, describe, undecoded
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import Frame
@@ -192,7 +192,7 @@ class Connection:
         """
         if addr is None or not num or not self.memory.mappings:
             return
-        sizes = area_sizes(num, bool(self.session.features & VirtioFeature.RING_EVENT_IDX))
+        sizes = area_sizes(self.session.features, num)
         areas = sorted(zip(_areas(addr), sizes, AREAS, strict=True))
         for address, size, name in areas:
             self.memory.ring_address(address, size, f"vring {index}: {name}")
