@@ -21,6 +21,7 @@ from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedReque
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.groups import Group
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
+from vhostuser.session.vrings import check_position, start_position
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
@@ -205,6 +206,7 @@ class Connection:
 
         Raises:
             MemoryAccessError: its addresses are not in the memory table.
+            PayloadError: its position is not in the ring.
             PortError: the device's host side refuses what the driver negotiated.
         """
         vring = self.vrings[index]
@@ -215,6 +217,7 @@ class Connection:
             ring = self.ring(index)
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
+        position = self._position(vring)
         if not self._groups:
             self.device.driver_started(self.session.features)
         number, place = self._place(index)
@@ -222,7 +225,7 @@ class Connection:
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
-            await live.group.call(lambda: self._start(ring, vring))
+            await live.group.call(lambda: self._start(ring, vring, position))
         except BaseException:
             vring.live = False
             raise
@@ -254,6 +257,14 @@ class Connection:
                 log.warning("vring %d: group %d: its addresses are not in the new memory table", index, number)
         self._retired.remove(old)
         old.close()
+
+    def _position(self, vring: Vring) -> int:
+        features = self.session.features
+        packed = bool(features & VhostFeature.RING_PACKED)
+        position = start_position(vring.base, packed, bool(features & VhostFeature.PROTOCOL_FEATURES))
+        if packed:
+            check_position(vring.index, position, vring.num)
+        return position
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -307,13 +318,13 @@ class Connection:
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
-    def _start(self, ring: Ring, vring: Vring) -> None:
+    def _start(self, ring: Ring, vring: Vring, position: int) -> None:
         self._place_ring(ring, vring)
         ring.set_kick(_number(vring.kick))
         ring.set_call(_number(vring.call))
         ring.set_err(_number(vring.err))
         ring.enabled = self.session.vrings[vring.index].enabled
-        ring.start(vring.base)
+        ring.start(position)
 
     def _place_ring(self, ring: Ring, vring: Vring) -> None:
         assert vring.addr is not None
