@@ -21,7 +21,7 @@ from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedReque
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.groups import Group
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
-from vhostuser.session.vrings import check_position, start_position
+from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
@@ -201,6 +201,15 @@ class Connection:
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
+    def check_base(self, index: int, num: int, base: int) -> None:
+        """Judge where a ring of `num` descriptors shall go on; 0: its size is not known yet, nor judged.
+
+        Raises:
+            PayloadError: the base is beyond the ring.
+        """
+        if num and self.session.features & VhostFeature.RING_PACKED:
+            check_packed_base(index, base, num)
+
     async def refresh(self, index: int) -> None:
         """Start a ring that is started for the protocol and has all that it needs; update one that is live.
 
@@ -217,7 +226,7 @@ class Connection:
             ring = self.ring(index)
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
-        position = self._position(vring)
+        self.check_base(index, vring.num, vring.base)
         if not self._groups:
             self.device.driver_started(self.session.features)
         number, place = self._place(index)
@@ -225,7 +234,7 @@ class Connection:
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
-            await live.group.call(lambda: self._start(ring, vring, position))
+            await live.group.call(lambda: self._start(ring, vring))
         except BaseException:
             vring.live = False
             raise
@@ -257,14 +266,6 @@ class Connection:
                 log.warning("vring %d: group %d: its addresses are not in the new memory table", index, number)
         self._retired.remove(old)
         old.close()
-
-    def _position(self, vring: Vring) -> int:
-        features = self.session.features
-        packed = bool(features & VhostFeature.RING_PACKED)
-        position = start_position(vring.base, packed, bool(features & VhostFeature.PROTOCOL_FEATURES))
-        if packed:
-            check_position(vring.index, position, vring.num)
-        return position
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -318,13 +319,13 @@ class Connection:
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
-    def _start(self, ring: Ring, vring: Vring, position: int) -> None:
+    def _start(self, ring: Ring, vring: Vring) -> None:
         self._place_ring(ring, vring)
         ring.set_kick(_number(vring.kick))
         ring.set_call(_number(vring.call))
         ring.set_err(_number(vring.err))
         ring.enabled = self.session.vrings[vring.index].enabled
-        ring.start(position)
+        ring.start(vring.base)
 
     def _place_ring(self, ring: Ring, vring: Vring) -> None:
         assert vring.addr is not None

@@ -19,7 +19,7 @@ _SPLIT_ALIGNMENT = {"descriptor": 16, "available": 2, "used": 4}
 # With packed rings the same three fields hold descriptor ring, driver area and device area.
 _PACKED_ALIGNMENT = {"descriptor": 16, "available": 4, "used": 4}
 _MAX_SPLIT_BASE = 0xFFFF
-_WRAP_COUNTER = 1 << 15
+_PACKED_SLOT = 0x7FFF  # of each half of a base; the bit above is a wrap counter
 
 
 @dataclass(slots=True)
@@ -66,35 +66,16 @@ def check_vring_values(request: int, payload: Payload, packed: bool, max_num: in
             _check_alignment(payload, _PACKED_ALIGNMENT if packed else _SPLIT_ALIGNMENT)
 
 
-def start_position(base: int, packed: bool, per_ring: bool) -> int:
-    """The position at which a ring starts, from the base that the front-end told.
-
-    A packed base has two halves of a slot and a wrap counter each, avail below used; at first both are slot 0 and 1.
-    Peers tell less. DPDK sends the low half alone: the device goes on using where it goes on fetching. A front-end
-    that does not know PROTOCOL_FEATURES cannot have stopped a ring to go on with it, so its 0 is a fresh ring.
-
-    Args:
-        base: The value of SET_VRING_BASE.
-        packed: Whether the packed layout was acknowledged.
-        per_ring: Whether PROTOCOL_FEATURES was.
-    """
-    if not packed:
-        return base
-    if base == 0 and not per_ring:
-        base = _WRAP_COUNTER
-    return base if base >> 16 else base | base << 16
-
-
-def check_position(index: int, position: int, num: int) -> None:
-    """Judge where a packed ring shall start.
+def check_packed_base(index: int, base: int, num: int) -> None:
+    """Judge where a packed ring shall go on; size and base come in any order, so this is for when both are known.
 
     Raises:
-        PayloadError: A slot of the position is not in the ring.
+        PayloadError: One of the base's two slots is not in the ring.
     """
-    for name, half in (("avail", position), ("used", position >> 16)):
-        if (slot := half & ~_WRAP_COUNTER & 0xFFFF) >= num:
+    for name, half in (("avail", base), ("used", base >> 16)):
+        if (slot := half & _PACKED_SLOT) >= num:
             raise PayloadError(
-                f"SET_VRING_BASE: {name} slot {slot} of {position:#x} is not below the size {num} (vring {index})"
+                f"SET_VRING_BASE: {name} slot {slot} of {base:#x} is not below the size {num} (vring {index})"
             )
 
 

@@ -24,13 +24,9 @@ entry, written over its first slot; both sides then skip the rest. Any size up t
 
 An event word is loaded and stored whole, so its flags and its position always belong together.
 
-**In order.** We use chains in the order in which they were made available, always. With IN_ORDER the driver knows,
-
-    > [the device] can notify the use of a batch of buffers to the driver by only writing out a single used descriptor
-    > with the Buffer ID corresponding to the last descriptor in the batch (2.8.9)
-
-which tells it one length alone: so only a ring that the device never writes to (transmit) does so, and its driver
-touches one cache line where there were up to sixteen.
+**In order.** We use chains in the order in which they were made available, always. With IN_ORDER the driver knows, and
+one used descriptor with the id of a batch's last chain may stand for the batch (2.8.8). It tells one length, so only a
+ring that the device never writes to (transmit) does so; its driver then touches one cache line instead of sixteen.
 """
 
 from __future__ import annotations
@@ -108,9 +104,20 @@ class PackedRing(Ring):
     def set_position(self, base: int) -> None:
         """Go on at `base`: the avail slot and its wrap counter in the low half, the used ones in the high half.
 
+        Both halves of a fresh ring are slot 0 and counter 1, and peers tell less. DPDK sends the low half alone: then
+        using goes on where fetching does. User-mode Linux sends 0, and others nothing; that would be the beginning of
+        an even lap, before which the lap behind has left slot 0 used. Where it has not, the ring is fresh.
+
         Raises:
             ValueError: a slot is not below the ring's size; the caller has to check what a front-end says.
         """
+        first: cython.int
+        if base == 0:
+            with cython.nogil:
+                first = load_u16(self.slot(0) + 14)
+            base = 0 if first & DESC_USED else WRAP
+        if base >> 16 == 0:
+            base |= base << 16
         avail, used = base & 0x7FFF, base >> 16 & 0x7FFF
         if max(avail, used) >= self.num:
             raise ValueError(f"packed position {base:#x} is not in a ring of {self.num} (vring {self.index})")
@@ -213,9 +220,7 @@ class PackedRing(Ring):
             at = self.slot(index)
             flags = load_u16(at + 14)
             if flags & DESC_INDIRECT:
-                # > mixing indirect and non-indirect descriptors in a ring is valid, as long as each list only
-                # > contains descriptors of a given type (2.8.7)
-                return BAD_INDIRECT
+                return BAD_INDIRECT  # unlike in the split layout, a list is of one type throughout (2.8.7)
         self.head[self.taken] = load_u16(at + 12)
         self.span[self.taken] = span
         return answer
@@ -223,7 +228,7 @@ class PackedRing(Ring):
     def walk_table(self, table: cython.ulonglong, length: cython.uint) -> cython.int:
         """Gather the chain in an indirect table of `length` bytes: all of its entries, one behind the other.
 
-        > In the indirect descriptors only the DESC_F_WRITE flag is valid (2.8.7)
+        No flag but WRITE means anything there (2.8.7); that tables do not nest is checked all the same.
         """
         entry: cython.ulonglong
         flags: cython.int
@@ -262,8 +267,8 @@ class PackedRing(Ring):
         self.fetched(-back)
         self.taken = 0
 
-    def use(self, id: cython.int, written: cython.uint, span: cython.int) -> None:
-        """Write one used descriptor, and go `span` slots on.
+    def use(self, name: cython.int, written: cython.uint, span: cython.int) -> None:
+        """Write one used descriptor with the id `name`, and go `span` slots on.
 
         The flags of the first one since the last `publish` are kept for it: the driver sees nothing until then.
         """
@@ -272,7 +277,7 @@ class PackedRing(Ring):
         if written:
             flags |= DESC_WRITE
         store_u32(at + 8, written)
-        store_u16(at + 12, id)
+        store_u16(at + 12, name)
         if self.held < 0:
             self.held = self.next_used
             self.held_flags = flags

@@ -79,7 +79,9 @@ def _may_block(fd: int) -> bool:
 
 
 class Ring:
-    """One virtqueue as a device sees it. A layout (``split``, ``packed``) adds `take`, `give`, `publish`, `arm` and `disarm`.
+    """One virtqueue as a device sees it.
+
+    A layout (``split``, ``packed``) adds `take`, `give`, `publish`, `arm` and `disarm`.
 
     Attributes:
         index: the vring's index in the device.
