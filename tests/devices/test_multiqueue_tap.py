@@ -49,8 +49,7 @@ def flow(number: int, reply: bool = False) -> bytes:
         ends.reverse()
         ports.reverse()
     header = struct.pack("!BBHHHBBHII", 0x45, 0, 48, number, 0, 64, 17, 0, *ends)
-    frame = b"\x02\0\0\0\0\2\x02\0\0\0\0\1\x08\0" + header + struct.pack("!HHHH", *ports, 28, 0) + bytes(20)
-    return frame
+    return b"\x02\0\0\0\0\2\x02\0\0\0\0\1\x08\0" + header + struct.pack("!HHHH", *ports, 28, 0) + bytes(20)
 
 
 def received(tap: Tap, pair: int) -> list[bytes]:
@@ -155,7 +154,7 @@ def test_queues_that_do_not_go_together() -> None:
             adopt_tap(first, first)
         twin = os.dup(single)
         opened.callback(os.close, twin)
-        with pytest.raises(PortError, match="tap single: opened with the flags tap, .*; multi_queue missing"):
+        with pytest.raises(PortError, match=r"tap single: opened with the flags tap, .*; multi_queue missing"):
             adopt_tap(single, twin)
         unattached = os.open("/dev/net/tun", os.O_RDWR)
         opened.callback(os.close, unattached)

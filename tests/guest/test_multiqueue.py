@@ -1,0 +1,106 @@
+"""Several queue pairs: DPDK's virtio-user with one, two and four, and a Linux guest that changes their number."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rig.backend import Backend
+from tests.rig.image import GuestImage
+from tests.rig.netns import PACKET_IGNORE_OUTGOING, SOL_PACKET, Netns
+from tests.rig.process import wait_until
+from tests.rig.testpmd import FRONT_END_MAC, Testpmd, virtio_user
+
+pytestmark = pytest.mark.guest
+
+TAP = "tap0"
+PAIRS = 4
+FLOWS = 64
+PACKETS = 1600
+
+
+@pytest.fixture(scope="module")
+def quiet_netns(image: GuestImage) -> Iterator[Netns]:
+    """A namespace whose stack sends no packets of its own, so that every packet can be counted."""
+    with Netns() as netns:
+        netns.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
+        yield netns
+
+
+@pytest.fixture(scope="module")
+def backend(quiet_netns: Netns) -> Iterator[Backend]:
+    with Backend(quiet_netns, tap=TAP, options=[f"--queues={PAIRS}"]) as backend:
+        yield backend
+
+
+def chains(backend: Backend, way: int) -> list[int]:
+    """How many chains each pair moved so far: received (0) or transmitted (1)."""
+    counters = backend.counters()
+    return [counters.get(f"vring{2 * pair + way}_chains", 0) for pair in range(PAIRS)]
+
+
+def gained(backend: Backend, way: int, before: list[int]) -> list[int]:
+    """The same since `before`."""
+    return [now - then for now, then in zip(chains(backend, way), before, strict=True)]
+
+
+def attached(netns: Netns) -> int:
+    """How many queues of the tap the host sends to."""
+    return netns.run("ls", f"/sys/class/net/{TAP}/queues").count("tx-")
+
+
+def packets(first_port: int) -> list[bytes]:
+    """UDP packets of many flows and sizes, each unlike all others. The tap remembers a flow for some seconds."""
+    noise = random.Random(1)
+    made = []
+    for number in range(PACKETS):
+        body = struct.pack("!I", number) + noise.randbytes(18 + number * 7 % 1400)
+        udp = struct.pack("!HHHH", 9, first_port + number % FLOWS, 8 + len(body), 0)
+        ip = struct.pack("!BBHHHBBHII", 0x45, 0, 28 + len(body), 0, 0, 64, 17, 0, 0x0A000001, 0x0A000002)
+        ethernet = bytes.fromhex(FRONT_END_MAC.replace(":", "")) + b"\x02\0\0\0\0\1\x08\0"
+        made.append(ethernet + ip + udp + body)
+    return made
+
+
+def echoed(tap: socket.socket, sent: list[bytes]) -> list[bytes]:
+    """Send packets to the guest, and what came back, a few in flight at a time so that none is dropped on the way."""
+    back = []
+    for start in range(0, len(sent), 32):
+        burst = sent[start : start + 32]
+        for packet in burst:
+            tap.send(packet)
+        back += [tap.recv(4096) for _ in burst]
+    return back
+
+
+@pytest.mark.proves("VIO-MQ-1")
+@pytest.mark.parametrize("pairs", [1, 2, PAIRS])
+def test_every_byte_comes_back_by_every_pair(quiet_netns: Netns, backend: Backend, pairs: int) -> None:
+    before = [chains(backend, way) for way in range(2)]
+    sent = packets(1000 * pairs)
+    with Testpmd([virtio_user(backend.socket, queues=pairs)], queues=pairs) as front_end:
+        front_end.forward("io")  # what a queue receives, the same queue sends
+        wait_until(lambda: attached(quiet_netns) == pairs, 20, f"{pairs} queues of the tap")
+        with quiet_netns.packet_socket(TAP) as tap:
+            tap.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            tap.settimeout(20)
+            assert sorted(echoed(tap, sent)) == sorted(sent)
+        received, transmitted = (gained(backend, way, before[way]) for way in range(2))
+        assert received == transmitted
+        assert sum(received) == PACKETS
+        assert [count > 0 for count in received] == [pair < pairs for pair in range(PAIRS)]
+
+
+@pytest.mark.parametrize("pairs", [2, PAIRS])
+def test_every_frame_sent_by_every_pair_reaches_the_tap(quiet_netns: Netns, backend: Backend, pairs: int) -> None:
+    before, at_tap = chains(backend, 1), quiet_netns.rx_packets(TAP)
+    with Testpmd([virtio_user(backend.socket, queues=pairs)], queues=pairs) as front_end:
+        front_end.forward("txonly", 60)
+        wait_until(lambda: min(gained(backend, 1, before)[:pairs]) > 1000, 20, f"packets of {pairs} pairs")
+        front_end.stop_forwarding()
+        sent = front_end.stats().tx_packets
+        wait_until(lambda: quiet_netns.rx_packets(TAP) - at_tap == sent, 10, f"{sent} packets at the tap")
