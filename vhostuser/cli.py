@@ -198,7 +198,7 @@ def _check_edition() -> None:
 
 
 def _allow_descriptors() -> None:
-    """Take all descriptors that we may have: a queue pair needs nine, and shells give 1024."""
+    """Take all descriptors that we may have: a queue pair needs eleven, and shells give 1024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -6,14 +6,21 @@ import random
 import socket
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
+from tests.guest.conftest import Machine
+from tests.rig import acceptance
+from tests.rig.acceptance import HOST_ADDRESS, PREFIX
+from tests.rig.agent import GuestJob
 from tests.rig.backend import Backend
 from tests.rig.image import GuestImage
 from tests.rig.netns import PACKET_IGNORE_OUTGOING, SOL_PACKET, Netns
 from tests.rig.process import wait_until
+from tests.rig.qemu import Qemu, VhostUserNic
 from tests.rig.testpmd import FRONT_END_MAC, Testpmd, virtio_user
+from tests.rig.traffic import Flow, Host
 
 pytestmark = pytest.mark.guest
 
@@ -104,3 +111,70 @@ def test_every_frame_sent_by_every_pair_reaches_the_tap(quiet_netns: Netns, back
         front_end.stop_forwarding()
         sent = front_end.stats().tx_packets
         wait_until(lambda: quiet_netns.rx_packets(TAP) - at_tap == sent, 10, f"{sent} packets at the tap")
+
+
+# ---- a Linux guest ---------------------------------------------------------------------------------------------------
+
+
+class Pinned(NamedTuple):
+    """One processor of a guest, whose packets leave by the queue pair of the same number."""
+
+    guest: Qemu
+    processor: int
+
+    def start(self, command: str) -> GuestJob:
+        """Start a shell command in the background, on this processor."""
+        return self.guest.start(f"taskset -c {self.processor} {command}")
+
+
+@pytest.fixture(scope="module")
+def machine(image: GuestImage) -> Iterator[Machine]:
+    """A guest with a processor for each pair. It has no MSI-X, so all rings share one interrupt."""
+    with (
+        Netns() as netns,
+        Backend(netns, tap=TAP, options=[f"--queues={PAIRS}"]) as backend,
+        Qemu(image, [VhostUserNic(backend.socket, queues=PAIRS)], processors=PAIRS) as guest,
+    ):
+        netns.add_address(TAP, f"{HOST_ADDRESS}/{PREFIX}")
+        machine = Machine(netns, backend, Host(netns, image), guest)
+        yield Machine.of(machine, guest)
+
+
+@pytest.mark.proves("VIO-MQ-2")
+def test_a_guests_connections_keep_to_their_pairs(machine: Machine) -> None:
+    """Segments leave by the pair of the sender's processor; what acknowledges them comes back by the same."""
+    assert isinstance(machine.guest, Qemu)
+    acceptance.ping(machine.netns)
+    assert attached(machine.netns) == PAIRS
+    for processor in range(PAIRS):
+        before = [chains(machine.backend, way) for way in range(2)]
+        flow = Flow(Pinned(machine.guest, processor), machine.host, HOST_ADDRESS, 0.5)
+        acceptance.judged("tcp", flow.finish())
+        for way in range(2):
+            moved = gained(machine.backend, way, before[way])
+            assert moved[processor] > 50
+            assert moved[processor] == max(moved)
+
+
+@pytest.mark.proves("VIO-MQ-1")
+def test_the_number_of_pairs_changes_under_checked_traffic(machine: Machine) -> None:
+    changes = (1, 3, 2, 4, 1, 4)
+    flows = acceptance.two_way_flows(machine.guest, machine.host, len(changes))
+    for number in changes:
+        before = chains(machine.backend, 0)
+        machine.guest.run(f"ethtool -L eth0 combined {number}")
+        wait_until(lambda number=number: attached(machine.netns) == number, 10, f"{number} queues")  # type: ignore[misc]
+        wait_until(lambda before=before: sum(gained(machine.backend, 0, before)) > 50, 10, "packets")  # type: ignore[misc]
+    for name, flow in flows.items():
+        acceptance.judged(name, flow.finish())
+    assert machine.backend.footprint().tasks == 1 + PAIRS
+
+
+@pytest.mark.proves("VIO-MQ-1")
+def test_a_guest_that_resets_starts_all_its_pairs_again(machine: Machine) -> None:
+    assert isinstance(machine.guest, Qemu)
+    machine.guest.reset()
+    Machine.of(machine, machine.guest)
+    acceptance.ping(machine.netns)
+    assert attached(machine.netns) == PAIRS
+    assert len(acceptance.checked_traffic(machine.guest, machine.host, 1)) == 4
