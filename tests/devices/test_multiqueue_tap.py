@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
+from click.testing import CliRunner
 
 from tests.devices.namespace import drop_capabilities, in_namespace
 from tests.devices.test_tap import (
@@ -22,6 +23,7 @@ from tests.devices.test_tap import (
     queue,
     seen,
 )
+from vhostuser.cli import main
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports.tap import Tap, adopt_tap, open_tap
@@ -160,6 +162,27 @@ def test_queues_that_do_not_go_together() -> None:
         opened.callback(os.close, unattached)
         with pytest.raises(PortError, match=f"--tap fd:{unattached}: not an attached tap queue"):
             adopt_tap(first, unattached)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--tap fd:3,fd:4 --queues 3", "--queues 3: --tap names 2 open queues"),
+        ("--tap fd:3 --tap fd:4 --tap fd:5 --queues 1", "--queues 1: --tap names 3 open queues"),
+        ("--tap fd:3,4", "--tap 4: a number must follow fd:"),
+        ("--tap fd:3 --tap name", "--tap name: a number must follow fd:"),
+        ("--tap fd:", "--tap fd:: a number must follow fd:"),
+        ("--tap one --tap two", "2 names; a device has one tap"),
+        ("--tap one --queues 0", "0 is not in the range 1<=x<=128"),
+        ("--tap one --queues 129", "129 is not in the range 1<=x<=128"),
+        ("--queues 2", "--tap is needed"),
+        (f"--tap {','.join(f'fd:{fd}' for fd in range(3, 132))}", "129 open queues; a device has 128 pairs at most"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense(words: str, complaint: str) -> None:
+    result = CliRunner().invoke(main, ["net", "--socket-path=/nowhere/vhost.sock", *words.split()])
+    assert result.exit_code == 2
+    assert complaint in result.output
 
 
 # ---- attaching -------------------------------------------------------------------------------------------------------
