@@ -1,14 +1,17 @@
-"""Several queue pairs: DPDK's virtio-user with one, two and four, and a Linux guest that changes their number."""
+"""Several queue pairs: DPDK's virtio-user, the built-in front-end with all, a Linux guest that changes their number."""
 
 from __future__ import annotations
 
 import random
+import resource
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import pytest
+import trio
 
 from tests.guest.conftest import Machine
 from tests.rig import acceptance
@@ -21,6 +24,11 @@ from tests.rig.process import wait_until
 from tests.rig.qemu import Qemu, VhostUserNic
 from tests.rig.testpmd import FRONT_END_MAC, Testpmd, virtio_user
 from tests.rig.traffic import Host, round_trips
+from vhostuser.devices.net.device import MAX_PAIRS
+from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.memory import GuestRam
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
+from vhostuser.wire.features import ProtocolFeature
 
 pytestmark = pytest.mark.guest
 
@@ -61,17 +69,21 @@ def attached(netns: Netns) -> int:
     return netns.run("ls", f"/sys/class/net/{TAP}/queues").count("tx-")
 
 
+def udp(source: int, destination: int, body: bytes) -> bytes:
+    """An Ethernet frame with a datagram. Both directions of a flow differ in the order of their ports."""
+    header = struct.pack("!HHHH", source, destination, 8 + len(body), 0)
+    addresses = (0x0A000001, 0x0A000002) if source < destination else (0x0A000002, 0x0A000001)
+    ip = struct.pack("!BBHHHBBHII", 0x45, 0, 28 + len(body), 0, 0, 64, 17, 0, *addresses)
+    return bytes.fromhex(FRONT_END_MAC.replace(":", "")) + b"\x02\0\0\0\0\1\x08\0" + ip + header + body
+
+
 def packets(first_port: int) -> list[bytes]:
-    """UDP packets of many flows and sizes, each unlike all others. The tap remembers a flow for some seconds."""
+    """Packets of many flows and sizes, each unlike all others. The tap remembers a flow for some seconds."""
     noise = random.Random(1)
-    made = []
-    for number in range(PACKETS):
-        body = struct.pack("!I", number) + noise.randbytes(18 + number * 7 % 1400)
-        udp = struct.pack("!HHHH", 9, first_port + number % FLOWS, 8 + len(body), 0)
-        ip = struct.pack("!BBHHHBBHII", 0x45, 0, 28 + len(body), 0, 0, 64, 17, 0, 0x0A000001, 0x0A000002)
-        ethernet = bytes.fromhex(FRONT_END_MAC.replace(":", "")) + b"\x02\0\0\0\0\1\x08\0"
-        made.append(ethernet + ip + udp + body)
-    return made
+    return [
+        udp(9, first_port + number % FLOWS, struct.pack("!I", number) + noise.randbytes(18 + number * 7 % 1400))
+        for number in range(PACKETS)
+    ]
 
 
 def echoed(tap: socket.socket, sent: list[bytes]) -> list[bytes]:
@@ -112,6 +124,46 @@ def test_every_frame_sent_by_every_pair_reaches_the_tap(quiet_netns: Netns, back
         front_end.stop_forwarding()
         sent = front_end.stats().tx_packets
         wait_until(lambda: quiet_netns.rx_packets(TAP) - at_tap == sent, 10, f"{sent} packets at the tap")
+
+
+# ---- the built-in front-end ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def few_descriptors() -> Iterator[None]:
+    """Programs that are started may open 1024 files, as from a shell, and raise that to what is allowed."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.proves("VIO-MQ-1", "VIO-MQ-2")
+async def test_as_many_pairs_as_can_be(quiet_netns: Netns) -> None:
+    """Each pair asks with a packet of its own flow, and gets the answer."""
+    with ExitStack() as stack, trio.fail_after(60):
+        with few_descriptors():
+            backend = stack.enter_context(Backend(quiet_netns, tap="tap128", options=[f"--queues={MAX_PAIRS}"]))
+        memory = stack.enter_context(GuestRam())
+        async with await FrontEnd.connect(backend.socket) as front_end:
+            await front_end.negotiate(DRIVER_FEATURES, ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK)
+            await front_end.set_mem_table(memory)
+            drivers = []
+            for pair in range(MAX_PAIRS):
+                drivers.append(await NetDriver.open_pair(front_end, memory, pair, size=4))
+                stack.callback(drivers[-1].close)
+            assert backend.footprint().tasks == 1 + MAX_PAIRS
+            with quiet_netns.packet_socket("tap128") as tap:
+                tap.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+                tap.settimeout(20)
+                for pair, driver in enumerate(drivers):
+                    question = udp(1000 + pair, 9, pair.to_bytes(4, "big"))
+                    for _ in range(2):  # the tap has learnt the flow of the first before the second comes through
+                        await driver.send(question)
+                        assert tap.recv(4096) == question
+                    answer = udp(9, 1000 + pair, pair.to_bytes(40, "big"))
+                    tap.send(answer)
+                    assert (await driver.receive()).frame == answer
 
 
 # ---- a Linux guest ---------------------------------------------------------------------------------------------------
