@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import trio
 import vhostuser
 from vhostuser import edition
 from vhostuser.device import Device
-from vhostuser.devices.net.device import NetDevice
+from vhostuser.devices.net.device import MAX_PAIRS, NetDevice
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports.tap import adopt_tap, open_tap
 from vhostuser.devices.rng import RngDevice
@@ -83,12 +84,28 @@ def main() -> None:
 
 @main.command("net")
 @_common_options
-@click.option("--tap", metavar="NAME|fd:N", help="The host side: a tap's name, or an open tap queue.")
+@click.option(
+    "--tap",
+    metavar="NAME|fd:N,...",
+    multiple=True,
+    help="The host side: a tap's name, or its open queues, one for each queue pair.",
+)
+@click.option(
+    "--queues",
+    type=click.IntRange(1, MAX_PAIRS),
+    metavar="N",
+    help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.",
+)
 @click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the tap's MTU and offer it to the guest.")
 @click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
 @click.option("--print-capabilities", is_flag=True, help="Print what QEMU's conventions ask for, as JSON, and exit.")
 def net(
-    tap: str | None, mtu: int | None, features: tuple[int, int], print_capabilities: bool, **common: Any
+    tap: tuple[str, ...],
+    queues: int | None,
+    mtu: int | None,
+    features: tuple[int, int],
+    print_capabilities: bool,
+    **common: Any,
 ) -> None:
     """A network device on a tap.
 
@@ -97,12 +114,15 @@ def net(
     if print_capabilities:
         click.echo(json.dumps({"type": "net", "features": []}))
         return
-    if tap is None:
+    if not tap:
         raise click.UsageError("--tap is needed: a tap's name, or fd:N for an open tap queue")
+    fds = _descriptors(tap)
+    if fds and queues not in (None, len(fds)):
+        raise click.UsageError(f"--queues {queues}: --tap names {len(fds)} open queues, one a pair")
 
     def make() -> Device:
         added, removed = features
-        port = adopt_tap(_descriptor(tap)) if tap.startswith("fd:") else open_tap(tap)
+        port = adopt_tap(*fds) if fds else open_tap(tap[0], queues or 1)
         if mtu is not None:
             port.set_mtu(mtu)
             added |= NetFeature.MTU
@@ -111,11 +131,19 @@ def net(
     _run(make, **common)
 
 
-def _descriptor(word: str) -> int:
-    number = word.removeprefix("fd:")
-    if not number.isdecimal():
-        raise click.UsageError(f"--tap {word}: a number must follow fd:")
-    return int(number)
+def _descriptors(taps: tuple[str, ...]) -> list[int]:
+    """The numbers in ``fd:3,fd:4``, which may be several options as well; none for a tap's name."""
+    if not any(tap.startswith("fd:") for tap in taps):
+        if len(taps) > 1:
+            raise click.UsageError(f"--tap: {len(taps)} names; a device has one tap, with --queues N for more queues")
+        return []
+    words = [word for tap in taps for word in tap.split(",")]
+    for word in words:
+        if not word.startswith("fd:") or not word.removeprefix("fd:").isdecimal():
+            raise click.UsageError(f"--tap {word}: a number must follow fd:")
+    if len(words) > MAX_PAIRS:
+        raise click.UsageError(f"--tap: {len(words)} open queues; a device has {MAX_PAIRS} pairs at most")
+    return [int(word.removeprefix("fd:")) for word in words]
 
 
 @main.command("rng")
@@ -153,6 +181,7 @@ def _run(
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
     log.setLevel(level)
     _check_edition()
+    _allow_descriptors()
     allow_interrupts()
     try:
         trio.run(_serve, make, socket_path, fd, client, counters)
@@ -166,6 +195,12 @@ def _check_edition() -> None:
     if os.environ.get("VHOSTUSER_REQUIRE_COMPILED") == "1":
         raise SystemExit(f"VHOSTUSER_REQUIRE_COMPILED is set, but the data path is {edition.name()}")
     log.warning("the data path is %s, which is several times slower than compiled", edition.name())
+
+
+def _allow_descriptors() -> None:
+    """Take all descriptors that we may have: a queue pair needs eleven, and shells give 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _first(error: BaseException) -> BaseException:
@@ -220,4 +255,3 @@ def _write_counters(server: Server, path: Path | None) -> None:
         scratch.replace(path)
     except OSError as error:
         log.warning("--counters %s: %s", path, error.strerror)
-

@@ -60,6 +60,9 @@ class Device:
     def driver_started(self, features: int) -> None:
         """A driver is there: its first ring is about to start under the acknowledged `features`."""
 
+    def ring_running(self, index: int, running: bool) -> None:
+        """A ring began to be processed, or is processed no longer: it has all it needs, is started and enabled."""
+
     def driver_stopped(self) -> None:
         """The driver is gone: its last ring has stopped."""
 

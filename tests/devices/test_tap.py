@@ -96,14 +96,6 @@ def test_a_tap_that_is_there_is_attached_to_and_stays(options: list[str]) -> Non
 
 @pytest.mark.proves("VIO-TAP-2")
 @in_namespace
-def test_a_tap_with_multi_queue() -> None:
-    ip("tuntap", "add", "dev", "many", "mode", "tap", "multi_queue", "vnet_hdr")
-    with pytest.raises(PortError, match=r"tap many: exists with the flags tap, multi_queue.*without multi_queue"):
-        open_tap("many")
-
-
-@pytest.mark.proves("VIO-TAP-2")
-@in_namespace
 def test_a_tap_that_is_busy() -> None:
     with closing(open_tap("busy")), pytest.raises(PortError, match="tap busy: another process has it open"):
         open_tap("busy")

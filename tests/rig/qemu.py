@@ -101,6 +101,7 @@ class Qemu:
         devices: Sequence[VhostUserNic | VhostUserRng | TapNic],
         *,
         memory: int = 256,
+        processors: int = 1,
         dimm_slots: int = 0,
         netns: Netns | None = None,
         name: str = "qemu",
@@ -112,6 +113,7 @@ class Qemu:
             image: what it boots.
             devices: its cards.
             memory: MiB.
+            processors: virtual ones; the guest's driver uses as many queue pairs as it has processors.
             dimm_slots: how many DIMMs can be plugged in later.
             netns: where QEMU itself runs; only a :class:`TapNic` cares.
             name: for its files.
@@ -128,7 +130,7 @@ class Qemu:
         argv: list[str | Path] = [
             *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
             *accelerator(image),
-            *("-machine", "q35,memory-backend=mem", "-smp", "1", "-m", size),
+            *("-machine", "q35,memory-backend=mem", "-smp", str(processors), "-m", size),
             *("-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on"),
             *("-kernel", image.kernel, "-initrd", image.initramfs, "-append", "console=ttyS0 quiet"),
             *("-serial", f"file:{self.console}"),

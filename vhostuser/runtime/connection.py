@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -78,7 +79,11 @@ class LiveGroup:
 
 def offer_of(device: Device) -> Offer:
     """What a device's back-end offers."""
-    protocol = PROTOCOL_FEATURES | (ProtocolFeature.NET_MTU if device.mtu_settable else ProtocolFeature(0))
+    protocol = PROTOCOL_FEATURES
+    if device.mtu_settable:
+        protocol |= ProtocolFeature.NET_MTU
+    if len(device.groups) > 1:
+        protocol |= ProtocolFeature.MQ
     return Offer(device.features | VhostFeature.PROTOCOL_FEATURES, protocol, device.num_rings)
 
 
@@ -106,6 +111,7 @@ class Connection:
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
+        self._running: set[int] = set()  # the rings of which the device knows that they run
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -123,6 +129,7 @@ class Connection:
                         await self._exchange(await self._channel.receive())
                 finally:
                     nursery.cancel_scope.cancel()
+                    self._tell_device(set())
         finally:
             self._release()
 
@@ -146,6 +153,7 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._log_refusal(outcome.error)
             reply = self.session.answer(message, outcome)
+            self._tell_device(self._running_rings())
         if reply is not None:
             with reply.fds:
                 log.debug("< %s", reply)
@@ -172,6 +180,17 @@ class Connection:
             return message, Done(await handler(self, message))
         except VhostUserError as error:
             return message, Failed(error)
+
+    def _running_rings(self) -> set[int]:
+        """The rings that are processed: live in a thread, and enabled."""
+        states = zip(self.vrings, self.session.vrings, strict=True)
+        return {vring.index for vring, status in states if vring.live and status.enabled}
+
+    def _tell_device(self, running: set[int]) -> None:
+        """Tell the device which rings began to run, and which do not any more."""
+        for index in sorted(self._running ^ running):
+            self.device.ring_running(index, index in running)
+        self._running = running
 
     # ---- rings -----------------------------------------------------------------------------------------------------
 
@@ -256,16 +275,22 @@ class Connection:
                 await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
-        """Use a new memory table everywhere, and unmap the old one, which nobody reads any more then."""
+        """Use a new memory table everywhere, and unmap the old one, which nobody reads any more then.
+
+        All groups are asked at once: one that is slow to answer keeps none of the others waiting.
+        """
         old, self.memory = self.memory, memory
         self._retired.append(old)
-        for number, live in self._groups.items():
-            rings = live.group.pump.rings
-            lost = await live.group.call(lambda rings=rings: self._adopt(rings, memory))  # type: ignore[misc]
-            for index in lost:
-                log.warning("vring %d: group %d: its addresses are not in the new memory table", index, number)
+        async with trio.open_nursery() as nursery:
+            for number, live in self._groups.items():
+                nursery.start_soon(self._adopt_in_group, number, live.group, memory)
         self._retired.remove(old)
         old.close()
+
+    async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
+        with suppress(VhostUserError):  # a group that ended meanwhile reads no memory
+            for index in await group.call(lambda: self._adopt(group.pump.rings, memory)):
+                log.warning("vring %d: group %d: its addresses are not in the new memory table", index, number)
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""

@@ -43,6 +43,12 @@ async def _get_protocol_features(connection: Connection, message: Message) -> Pa
     return U64(connection.session.offer.protocol_features)
 
 
+@_handles(R.GET_QUEUE_NUM)
+async def _get_queue_num(connection: Connection, message: Message) -> Payload:
+    """The queues as the device type counts them: for a network device pairs, with which QEMU compares its own."""
+    return U64(len(connection.device.groups))
+
+
 @_handles(R.SET_FEATURES, R.SET_PROTOCOL_FEATURES, R.SET_OWNER)
 async def _nothing_else_to_do(connection: Connection, message: Message) -> None:
     """The session takes it over from the outcome."""

@@ -101,8 +101,13 @@ class Pump:
         return todo
 
     def counters(self) -> dict[str, int]:
-        """Counters by name since the pump was made."""
-        return {f"vring{ring.index}_{name}": n for ring in self.rings for name, n in ring.counters().items()}
+        """Counters by name since the pump was made: each ring's, and their sums."""
+        counters: dict[str, int] = {}
+        for ring in self.rings:
+            for name, count in ring.counters().items():
+                counters[f"vring{ring.index}_{name}"] = count
+                counters[name] = counters.get(name, 0) + count
+        return counters
 
     def loop(self) -> cython.int:
         """See :meth:`run`."""

@@ -8,6 +8,9 @@ from vhostuser.devices.net.ports import Port
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.virtio.features import SUPPORTED as RING_FEATURES
 
+#: SET_VRING_KICK and its like have eight bits for the ring's index.
+MAX_PAIRS = 128
+_RECEIVE, _TRANSMIT = range(2)  # rings of a pair
 _OFFERABLE = net.SUPPORTED | net.NetFeature.MTU
 
 
@@ -20,8 +23,11 @@ class NetDevice(Device):
     def __init__(self, port: Port, add: int = 0, remove: int = 0) -> None:
         """A device on `port`, which it closes; `add` and `remove` change the features offered by default."""
         self.port = port
-        self.groups = tuple((2 * pair, 2 * pair + 1) for pair in range(port.queues))
+        self.groups = tuple((2 * pair + _RECEIVE, 2 * pair + _TRANSMIT) for pair in range(port.queues))
         wanted = RING_FEATURES | net.SUPPORTED | (add & _OFFERABLE)
+        if port.queues > 1:
+            # Without CTRL_VQ, though the driver needs both: the front-end has the control virtqueue, and adds the bit.
+            wanted |= net.NetFeature.MQ
         # int: the complement of an IntFlag lacks the bits above its highest member
         self.features = net.consistent(wanted & ~int(port.unsupported) & ~remove)
         port.set_carrier(False)
@@ -34,6 +40,12 @@ class NetDevice(Device):
         """Set the port up for what the driver accepted, and show the host a carrier."""
         self.port.configure(net.consistent(features), net.header_size(features))
         self.port.set_carrier(True)
+
+    def ring_running(self, index: int, running: bool) -> None:
+        """Let the host send to a pair exactly while it receives."""
+        pair, way = divmod(index, 2)
+        if way == _RECEIVE:
+            self.port.attach(pair, running)
 
     def driver_stopped(self) -> None:
         """Take the carrier away: nobody receives now."""

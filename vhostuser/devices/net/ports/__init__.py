@@ -26,7 +26,7 @@ class Port(Protocol):
         """The descriptor that packets of a queue pair are read from and written to."""
 
     def attach(self, pair: int, attached: bool) -> None:
-        """Let the host send to a queue pair, or no longer: its receive ring was started and enabled, or is not."""
+        """Let the host send to a queue pair, or no longer: its receive ring began to run, or does not run any more."""
 
     def configure(self, features: int, header_size: int) -> None:
         """Get ready for a driver: header size in bytes, what it can receive, and nothing left over from before."""

@@ -4,7 +4,12 @@ A tap with IFF_VNET_HDR passes the driver's virtio_net_hdr through as it is, so 
 until hardware, or the receiver, needs them. What the kernel may leave undone towards the driver is set from what the
 driver accepted (TUNSETOFFLOAD).
 
-A tap that we make is not persistent: it goes with its descriptor, whatever becomes of us.
+A tap may have several queues (IFF_MULTI_QUEUE), one for each queue pair. Header, offloads and carrier belong to the
+interface and are set through any of them. A flow comes back on the queue that its packets were written to, as the
+virtio specification recommends (5.1.6.5.6); other flows are spread over the queues that are attached. So a queue is
+attached while its pair receives, and no longer, or its share of the flows would end in a queue that nobody reads.
+
+A tap that we make is not persistent: it goes with its descriptors, whatever becomes of us.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vhostuser.devices.net.features import NetFeature
@@ -26,11 +32,15 @@ _TUNGETSNDBUF = 0x800454D3
 _NO_LIMIT = 2**31 - 1
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
+_TUNSETQUEUE = 0x400454D9
 _TUNSETVNETLE = 0x400454DC
 _TUNSETCARRIER = 0x400454E2
 _FLAGS = {"tun": 0x1, "tap": 0x2, "multi_queue": 0x100, "one_queue": 0x2000, "no_pi": 0x1000, "vnet_hdr": 0x4000}
 _WANTED = ("tap", "no_pi", "vnet_hdr")
+_MULTI_QUEUE = "multi_queue"
+_ATTACH_QUEUE, _DETACH_QUEUE = 0x200, 0x400
 _IFNAMSIZ = 16
+_IFREQ = struct.Struct(f"{_IFNAMSIZ}sH22x")
 
 # TUN_F_*, by what the driver must have accepted
 _OFFLOADS = {
@@ -48,40 +58,65 @@ _FLUSH_LIMIT = 4096  # frames; a tap queues 1000 unless told otherwise
 
 
 class Tap:
-    """An open tap queue.
+    """The open queues of a tap.
 
     Attributes:
         name: the interface's name.
-        queues: how many queue pairs it serves.
+        queues: how many queue pairs it serves: one with each queue.
         unsupported: network features that this kernel's tap cannot do.
-        batching: whether the queue takes all that is written to it, as it does unless somebody limited it.
+        batching: whether a queue takes all that is written to it, as it does unless somebody limited it.
     """
 
-    def __init__(self, fd: int, name: str) -> None:
-        """Take over the open queue `fd` of interface `name`.
+    def __init__(self, fds: Sequence[int], name: str) -> None:
+        """Take over the open queues `fds` of interface `name`. All but the first are detached until they are needed.
 
         Raises:
-            PortError: its flags are others than tap, no_pi, vnet_hdr. The descriptor stays the caller's then.
+            PortError: their flags are others than tap, no_pi, vnet_hdr, and multi_queue if they are several. The
+                descriptors stay the caller's then.
         """
         self.name = name
-        self.queues = 1
-        present = _queue_flags(fd, name)
-        if missing := [flag for flag in _WANTED if flag not in present]:
-            raise PortError(f"tap {name}: opened with the flags {', '.join(present)}; {', '.join(missing)} missing")
-        # The description is the launcher's as well when it was passed to us, but a queue has one reader.
-        os.set_blocking(fd, False)
-        self._fd = fd
+        self.queues = len(fds)
+        wanted = (*_WANTED, _MULTI_QUEUE) if self.queues > 1 else _WANTED
+        for fd in fds:
+            present = _queue_flags(fd, name)
+            if missing := [flag for flag in wanted if flag not in present]:
+                raise PortError(f"tap {name}: opened with the flags {', '.join(present)}; {', '.join(missing)} missing")
+            # The description is the launcher's as well when it was passed to us, but a queue has one reader.
+            os.set_blocking(fd, False)
+        self._fds = list(fds)
+        self._attached = [not _ask_interface(fd)[1] & _DETACH_QUEUE for fd in fds]
+        for pair in range(self.queues):
+            self._switch(pair, pair == 0)
         self.unsupported = NetFeature(0) if self._set_offloads(0x7F) else _USO  # before Linux 6.2
         self._set_offloads(0)
-        limit = struct.unpack("i", fcntl.ioctl(fd, _TUNGETSNDBUF, struct.pack("i", 0)))[0]
+        limit = struct.unpack("i", fcntl.ioctl(fds[0], _TUNGETSNDBUF, struct.pack("i", 0)))[0]
         self.batching: bool = limit == _NO_LIMIT
 
     def fileno(self, pair: int = 0) -> int:
-        """The descriptor."""
-        return self._fd
+        """The descriptor of a pair's queue. It can be written to while the queue is detached, too."""
+        return self._fds[pair]
 
     def attach(self, pair: int, attached: bool) -> None:
-        """A tap with one queue has it always."""
+        """Let the host send to a pair's queue, or no longer; the kernel throws away what a detached queue holds.
+
+        The first queue stays: a tap with one queue cannot detach it, and a driver that uses any pair uses that one.
+
+        Raises:
+            PortError: the tap is gone.
+        """
+        if pair > 0:
+            self._switch(pair, attached)
+
+    def _switch(self, pair: int, attached: bool) -> None:
+        if self._attached[pair] == attached:
+            return
+        flag = _ATTACH_QUEUE if attached else _DETACH_QUEUE
+        try:
+            fcntl.ioctl(self._fds[pair], _TUNSETQUEUE, _IFREQ.pack(b"", flag))
+        except OSError as error:
+            action = "attached" if attached else "detached"
+            raise PortError(f"tap {self.name}: queue {pair} cannot be {action}: {error.strerror}") from error
+        self._attached[pair] = attached
 
     def configure(self, features: int, header_size: int) -> None:
         """Get ready for a driver: header size, what it can receive, and nothing left over from before."""
@@ -95,9 +130,12 @@ class Tap:
 
     def flush(self) -> int:
         """Throw away what waits to be received; the number of frames. Raises PortError when the tap is gone."""
+        return sum(self._flush(fd) for fd in self._fds)
+
+    def _flush(self, fd: int) -> int:
         frames = 0
         try:
-            while frames < _FLUSH_LIMIT and os.read(self._fd, 65536 + 64):
+            while frames < _FLUSH_LIMIT and os.read(fd, 65536 + 64):
                 frames += 1
         except BlockingIOError:
             pass
@@ -118,20 +156,19 @@ class Tap:
         self._link(mtu=mtu)
 
     def close(self) -> None:
-        """Close the queue; a tap that we made goes with it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the queues; a tap that we made goes with them."""
+        while self._fds:
+            os.close(self._fds.pop())
 
     def _set(self, what: str, request: int, value: int) -> None:
         try:
-            fcntl.ioctl(self._fd, request, struct.pack("i", value))
+            fcntl.ioctl(self._fds[0], request, struct.pack("i", value))
         except OSError as error:
             raise PortError(f"tap {self.name}: {what} {value}: {error.strerror}") from error
 
     def _set_offloads(self, offloads: int) -> bool:
         try:
-            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offloads)
+            fcntl.ioctl(self._fds[0], _TUNSETOFFLOAD, offloads)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise PortError(f"tap {self.name}: TUNSETOFFLOAD {offloads:#x}: {error.strerror}") from error
@@ -150,44 +187,63 @@ class Tap:
             raise PortError(f"tap {self.name}: cannot set {wanted}: {reason}") from error
 
 
-def open_tap(name: str) -> Tap:
+def open_tap(name: str, queues: int = 1) -> Tap:
     """Attach to the tap `name`, making it if it is not there, and bring it up.
+
+    A tap that is made has multi_queue if it needs it. One that is there is attached to with one queue whether it has
+    multi_queue or not; others may hold further queues of it and get their share of its packets.
 
     Raises:
         PortError: no privilege, in use, or there with other flags.
     """
     if not 0 < len(name.encode()) < _IFNAMSIZ:
         raise PortError(f"tap {name!r}: an interface name has 1 to {_IFNAMSIZ - 1} bytes")
+    multi_queue = queues > 1 or _MULTI_QUEUE in (_present_flags(name) or ())
+    fds: list[int] = []
     try:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise PortError(f"/dev/net/tun: {error.strerror}; load the module tun, or pass --tap fd:N") from error
-    try:
-        flags = sum(_FLAGS[flag] for flag in _WANTED)
-        try:
-            _attach(fd, struct.pack(f"{_IFNAMSIZ}sH22x", name.encode(), flags))
-        except OSError as error:
-            raise PortError(f"tap {name}: {_why_not(name, error)}") from error
-        tap = Tap(fd, name)
+        while len(fds) < queues:
+            fds.append(_open_queue(name, queues, multi_queue))
+        tap = Tap(fds, name)
         tap.bring_up()
     except BaseException:
-        os.close(fd)
+        _close(fds)
         raise
     return tap
 
 
-def adopt_tap(fd: int) -> Tap:
-    """Use a tap queue that somebody else opened, configured and brought up; this needs no privilege.
+def _open_queue(name: str, queues: int, multi_queue: bool) -> int:
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise PortError(f"/dev/net/tun: {error.strerror}; load the module tun, or pass --tap fd:N") from error
+    flags = sum(_FLAGS[flag] for flag in (*_WANTED, *([_MULTI_QUEUE] if multi_queue else ())))
+    try:
+        _attach(fd, _IFREQ.pack(name.encode(), flags))
+    except OSError as error:
+        os.close(fd)
+        raise PortError(f"tap {name}: {_why_not(name, queues, error)}") from error
+    return fd
+
+
+def adopt_tap(*fds: int) -> Tap:
+    """Use tap queues that somebody else opened, configured and brought up; this needs no privilege.
 
     Raises:
-        PortError: it is not a tap queue, or not one with vnet_hdr and no_pi.
+        PortError: they are not queues of one tap, or not with vnet_hdr and no_pi, or the same one twice.
     """
-    try:
-        reply = fcntl.ioctl(fd, _TUNGETIFF, struct.pack(f"{_IFNAMSIZ}sH22x", b"", 0))
-    except OSError as error:
-        raise PortError(f"--tap fd:{fd}: not an attached tap queue: {error.strerror}") from error
-    os.set_inheritable(fd, False)
-    return Tap(fd, reply[:_IFNAMSIZ].split(b"\0")[0].decode())
+    names = []
+    for fd in fds:
+        try:
+            name, _ = _ask_interface(fd)
+        except OSError as error:
+            raise PortError(f"--tap fd:{fd}: not an attached tap queue: {error.strerror}") from error
+        names.append(name)
+        os.set_inheritable(fd, False)
+    if len(set(fds)) < len(fds):
+        raise PortError(f"--tap: {', '.join(f'fd:{fd}' for fd in fds)}: a queue serves one pair")
+    if len(set(names)) > 1:
+        raise PortError(f"--tap: the queues belong to several taps: {', '.join(names)}")
+    return Tap(fds, names[0])
 
 
 def _attach(fd: int, request: bytes) -> None:
@@ -207,7 +263,12 @@ def _attach(fd: int, request: bytes) -> None:
         time.sleep(0.01)
 
 
-def _why_not(name: str, error: OSError) -> str:
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _why_not(name: str, queues: int, error: OSError) -> str:
     """A sentence for a TUNSETIFF that failed."""
     present = _present_flags(name)
     match error.errno:
@@ -215,12 +276,20 @@ def _why_not(name: str, error: OSError) -> str:
             return "CAP_NET_ADMIN is missing; run with it, or pass an open queue with --tap fd:N"
         case errno.EBUSY:
             return "another process has it open"
+        case errno.E2BIG:
+            return f"it has no room for {queues} more queues, 256 are the most"
         case errno.EINVAL if present is None:
             return "cannot be made, or an interface of that name exists and is no tap"
         case errno.EINVAL:
-            flags = ", ".join(present or ())
-            return f"exists with the flags {flags}; it must be a tap without multi_queue (with vnet_hdr)"
+            flags, needed = ", ".join(present or ()), " and multi_queue" if queues > 1 else ""
+            return f"exists with the flags {flags}; it must be a tap (with vnet_hdr{needed})"
     return error.strerror or str(error)
+
+
+def _ask_interface(fd: int) -> tuple[str, int]:
+    """Name and flags of the interface that a queue is attached to. Raises OSError if there is none."""
+    name, flags = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))
+    return name.split(b"\0")[0].decode(), flags
 
 
 def _queue_flags(fd: int, name: str) -> list[str]:
@@ -229,8 +298,7 @@ def _queue_flags(fd: int, name: str) -> list[str]:
     TUNGETIFF says no_pi of every queue, so sysfs is asked as well, where it speaks of the same interface: the queue
     may belong to another network namespace.
     """
-    reply = fcntl.ioctl(fd, _TUNGETIFF, struct.pack(f"{_IFNAMSIZ}sH22x", b"", 0))
-    bits = struct.unpack_from("H", reply, _IFNAMSIZ)[0]
+    bits = _ask_interface(fd)[1]
     told = [flag for flag, bit in _FLAGS.items() if bits & bit]
     seen = _present_flags(name)
     return seen if seen is not None and {*seen, "no_pi"} == set(told) else told
