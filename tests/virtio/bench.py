@@ -157,11 +157,13 @@ class Discard:
     So bursts and what they signal can be watched without packets.
     """
 
-    def __init__(self, ram: GuestRam, size: int = 16, *, base: int = 0, event_idx: bool = False) -> None:
+    def __init__(
+        self, ram: GuestRam, size: int = 16, *, base: int = 0, event_idx: bool = False, poll_us: int = 0
+    ) -> None:
         self.memory = map_guest(ram)
         self.driver = DriverRing(ram, 1, size, event_idx=event_idx)
         self.driver.reset(base)
-        self.pump = NetPump(0, VirtioFeature.VERSION_1)
+        self.pump = NetPump(0, VirtioFeature.VERSION_1, poll_us=poll_us)
         self.ring = self.pump.tx
         start(self.ring, self.driver, self.memory)
         self.ring.enabled = False

@@ -150,6 +150,20 @@ class Uring:
         return 0 if self.works else _EOPNOTSUPP
 
 
+def check_uring(fd: int) -> None:
+    """Find out whether batches can be had on the file `fd`; what it has to read may be lost.
+
+    Raises:
+        OSError: why not.
+    """
+    Uring().close()
+    try:
+        os.preadv(fd, [bytearray(1)], -1, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            raise OSError(error.errno, "the port does not know RWF_NOWAIT; a tap does since Linux 6.4") from None
+
+
 def open_uring() -> Uring | None:
     """A ring for batches, or None where there is none to be had."""
     try:
