@@ -86,7 +86,7 @@ def main() -> None:
 @click.option("--tap", metavar="NAME|fd:N", help="The host side: a tap's name, or an open tap queue.")
 @click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the tap's MTU and offer it to the guest.")
 @click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
-@click.option("--io-uring", type=click.Choice(list(IoUring)), default=IoUring.AUTO, show_default=True,
+@click.option("--io-uring", type=click.Choice([choice.value for choice in IoUring]), default="auto", show_default=True,
               help="Packets in batches: where possible, always (or do not start), or one system call a packet.")
 @click.option("--poll-us", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="N",
               help="Go on looking for packets for N microseconds after the last one, then sleep.")

@@ -127,3 +127,9 @@ def test_the_command_line_names_what_it_refuses(words: list[str]) -> None:
     result = CliRunner().invoke(main, ["net", "--tap=none", "--socket-path=none", *words])
     assert result.exit_code == 2
     assert words[0].partition("=")[2] in result.output
+
+
+@pytest.mark.parametrize("words", [[f"--io-uring={choice}"] for choice in IoUring] + [["--poll-us=1000000"]])
+def test_the_command_line_takes_every_choice(words: list[str]) -> None:
+    result = CliRunner().invoke(main, ["net", "--print-capabilities", *words])
+    assert result.exit_code == 0, result.output
