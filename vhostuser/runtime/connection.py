@@ -19,6 +19,7 @@ import trio
 from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.groups import Group
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.transport.channel import Channel
@@ -37,8 +38,6 @@ log = logging.getLogger(__name__)
 
 #: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
 Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
-
-REFUSALS_LOGGED = 10  # of a session, as warnings
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
 PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
@@ -101,7 +100,7 @@ class Connection:
         self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
         self._channel = channel
-        self._refusals = 0
+        self._complaints = Complaints()
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -143,20 +142,13 @@ class Connection:
             log.debug("> %s", describe(Direction.FRONTEND, frame))
             message, outcome = await self._carry_out(frame)
             if isinstance(outcome, Failed):
-                self._log_refusal(outcome.error)
+                self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
         if reply is not None:
             with reply.fds:
                 log.debug("< %s", reply)
                 await self._channel.send(reply)
         await self.reap()
-
-    def _log_refusal(self, error: Exception) -> None:
-        """Warn of the first refusals; a front-end that is refused in a loop shall not fill the log."""
-        self._refusals += 1
-        log.log(logging.WARNING if self._refusals <= REFUSALS_LOGGED else logging.DEBUG, "refused: %s", error)
-        if self._refusals == REFUSALS_LOGGED:
-            log.warning("further refusals of this session are logged with -vv only")
 
     async def _carry_out(self, frame: Frame) -> tuple[Message, Outcome]:
         try:
@@ -251,7 +243,7 @@ class Connection:
             rings = live.group.pump.rings
             lost = await live.group.call(lambda rings=rings: self._adopt(rings, memory))  # type: ignore[misc]
             for index in lost:
-                log.warning("vring %d: group %d: its addresses are not in the new memory table", index, number)
+                self._complaints.add("vring %d: group %d: its addresses are not in the new memory table", index, number)
         self._retired.remove(old)
         old.close()
 
@@ -267,10 +259,10 @@ class Connection:
         pump = self.device.pump(number, self.session.features)
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None)
+            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
             queue = Queue(pump, group.call)
         else:
-            group = Group(pump)
+            group = Group(pump, complaints=self._complaints)
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live
