@@ -27,6 +27,7 @@ from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
 from tests.rig.traffic import Host
+from tests.virtio.fences import LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
 EVIDENCE = Path("evidence")
@@ -79,12 +80,28 @@ def traffic() -> dict[str, Any]:
         return acceptance.checked_traffic(guest, host, 600)
 
 
+def fences() -> dict[str, Any]:
+    """A driver and a device in two processes: a million sleeps and wake-ups, and what is lost without a fence."""
+    modes = {"flags": False, "event_idx": True}
+    whole = {name: stress(1_000_000, event_idx=event_idx) for name, event_idx in modes.items()}
+    results: dict[str, Any] = {"whole": whole}
+    for method in LOST_WITHOUT:
+        with without_fence(method) as tree:
+            results[f"without the fence of {method}"] = {
+                name: stress(2_000_000, event_idx=event_idx, tree=tree, timeout=2) for name, event_idx in modes.items()
+            }
+    if lost := [name for name, outcome in whole.items() if outcome["lost"]]:
+        raise RigError(f"lost a notification: {lost}, {results}")
+    return results
+
+
 RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "reconnect": reconnect,
     "hotplug": hotplug,
     "bench-tx": bench_tx,
     "idle": idle,
     "traffic": traffic,
+    "fences": fences,
 }
 
 

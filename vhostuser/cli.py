@@ -22,7 +22,7 @@ import trio
 import vhostuser
 from vhostuser import edition
 from vhostuser.device import Device
-from vhostuser.devices.net.device import MAX_PAIRS, NetDevice
+from vhostuser.devices.net.device import MAX_PAIRS, IoUring, NetDevice
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports.tap import adopt_tap, open_tap
 from vhostuser.devices.rng import RngDevice
@@ -98,12 +98,18 @@ def main() -> None:
 )
 @click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the tap's MTU and offer it to the guest.")
 @click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
+@click.option("--io-uring", type=click.Choice([choice.value for choice in IoUring]), default="auto", show_default=True,
+              help="Packets in batches: where possible, always (or do not start), or one system call a packet.")
+@click.option("--poll-us", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="N",
+              help="Go on looking for packets for N microseconds after the last one, then sleep.")
 @click.option("--print-capabilities", is_flag=True, help="Print what QEMU's conventions ask for, as JSON, and exit.")
 def net(
     tap: tuple[str, ...],
     queues: int | None,
     mtu: int | None,
     features: tuple[int, int],
+    io_uring: str,
+    poll_us: int,
     print_capabilities: bool,
     **common: Any,
 ) -> None:
@@ -126,7 +132,7 @@ def net(
         if mtu is not None:
             port.set_mtu(mtu)
             added |= NetFeature.MTU
-        return NetDevice(port, added, removed)
+        return NetDevice(port, added, removed, io_uring=IoUring(io_uring), poll_us=poll_us)
 
     _run(make, **common)
 

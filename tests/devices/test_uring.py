@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import pty
 import tty
+from collections.abc import AsyncIterator
 
 import pytest
+from click.testing import CliRunner
 
 from tests.devices.bench import MODERN, Net
+from tests.ports import PairPort
+from vhostuser.cli import main
 from vhostuser.devices.net import uring
+from vhostuser.devices.net.device import IoUring, NetDevice
 from vhostuser.devices.net.pump import NetPump
+from vhostuser.errors import PortError
 from vhostuser.frontend.memory import GuestRam
 
 
@@ -65,3 +71,69 @@ def test_without_io_uring_there_are_no_batches(monkeypatch: pytest.MonkeyPatch) 
     pump = NetPump(0, MODERN, batching=True)
     assert pump.uring is None
     pump.close()
+
+
+# ---- the choice ------------------------------------------------------------------------------------------------------
+
+
+class BatchingPort(PairPort):
+    """A port that is never full, as far as the device knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batching = True
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[BatchingPort]:
+    port = BatchingPort()
+    yield port
+    port.close()
+    port.host.close()
+
+
+@pytest.mark.parametrize(("choice", "batches"), [(IoUring.AUTO, True), (IoUring.ON, True), (IoUring.OFF, False)])
+async def test_batches_can_be_demanded_and_refused(port: BatchingPort, choice: IoUring, batches: bool) -> None:
+    pump = NetDevice(port, io_uring=choice).pump(0, MODERN)
+    assert (pump.uring is not None) == batches
+    pump.close()
+
+
+async def test_auto_does_without_io_uring(port: BatchingPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uring, "_SETUP", -1)
+    pump = NetDevice(port).pump(0, MODERN)
+    assert pump.uring is None
+    pump.close()
+
+
+async def test_on_tells_what_the_kernel_refuses(port: BatchingPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uring, "_SETUP", -1)
+    with pytest.raises(PortError, match=r"^io_uring=on: Function not implemented$"):
+        NetDevice(port, io_uring=IoUring.ON)
+
+
+async def test_on_tells_of_a_port_that_can_be_full(port: BatchingPort) -> None:
+    port.batching = False
+    with pytest.raises(PortError, match="io_uring=on: the port's send buffer is limited"):
+        NetDevice(port, io_uring=IoUring.ON)
+
+
+def test_a_file_without_nowait_is_found_out() -> None:
+    master, slave = pty.openpty()
+    with pytest.raises(OSError, match="does not know RWF_NOWAIT"):
+        uring.check_uring(master)
+    os.close(master)
+    os.close(slave)
+
+
+@pytest.mark.parametrize("words", [["--io-uring=maybe"], ["--poll-us=1000001"], ["--poll-us=-1"]])
+def test_the_command_line_names_what_it_refuses(words: list[str]) -> None:
+    result = CliRunner().invoke(main, ["net", "--tap=none", "--socket-path=none", *words])
+    assert result.exit_code == 2
+    assert words[0].partition("=")[2] in result.output
+
+
+@pytest.mark.parametrize("words", [[f"--io-uring={choice}"] for choice in IoUring] + [["--poll-us=1000000"]])
+def test_the_command_line_takes_every_choice(words: list[str]) -> None:
+    result = CliRunner().invoke(main, ["net", "--print-capabilities", *words])
+    assert result.exit_code == 0, result.output

@@ -23,7 +23,7 @@ from tests.hostile.attack import (
     refused,
     talking,
 )
-from tests.hostile.victim import DEADLINE, Victim, exchange
+from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of
 from vhostuser.errors import ConnectionClosedError
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
@@ -241,6 +241,35 @@ async def test_a_call_that_blocks_after_it_was_checked(victim: Victim, running: 
             await talking(running.front_end)
         else:
             await running.front_end.aclose()
+
+
+@pytest.mark.parametrize("case", [pytest.param(None, id="Q6-call-eventfd-kept-full-and-blocking")])
+async def test_a_call_that_is_kept_full_and_blocking(victim: Victim, running: Running, case: None) -> None:
+    """A thread of the peer sees to it that no call ever gets through; packets do, and requests are answered."""
+    driver, front_end = running.driver, running.front_end
+    with borrowed(eventfd()) as (call,), trio.fail_after(DEADLINE):
+        for index in range(2):
+            await accepted(front_end, ask(R.SET_VRING_CALL, VringFd(index), [call]))
+        fill(call)
+        with working(lambda: keep_full(call)):
+            for i in range(5):
+                for ring in (driver.rx, driver.tx):
+                    ring.used_event = ring.used_idx  # every chain is worth a call
+                await driver.send(frame_of(i))
+                assert await victim.port.receive() == frame_of(i)
+                await victim.port.send(frame_of(i))
+                await front_end.enable_ring(driver.tx)
+            for ring in (driver.rx, driver.tx):
+                await front_end.stop_ring(ring)
+            await talking(front_end)
+
+
+def keep_full(fd: int) -> None:
+    """Fill what little room there is, and have writers wait."""
+    os.set_blocking(fd, False)
+    with suppress(BlockingIOError):
+        os.eventfd_write(fd, 1)
+    os.set_blocking(fd, True)
 
 
 @pytest.mark.parametrize("case", [pytest.param(None, id="Q6-err-eventfd-made-to-block-later")])

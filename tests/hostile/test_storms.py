@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ import trio
 
 from tests.hostile.attack import (
     REQUEST,
+    Running,
     ask,
     borrowed,
     eventfd,
+    signalled,
 )
 from tests.hostile.stream import (
     GET_FEATURES,
@@ -28,6 +31,7 @@ from tests.hostile.victim import DEADLINE, Victim
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
+from vhostuser.runtime.complaints import COMPLAINTS_LOGGED
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import HEADER_SIZE
 from vhostuser.wire.messages import U64, VringAddr, VringFd, VringState
@@ -117,3 +121,22 @@ async def test_a_storm_of_drivers(victim: Victim, count: int) -> None:
         for _ in range(count):
             async with await victim.connect() as front_end:
                 (await NetDriver.start(front_end, memory, size=2)).close()
+
+
+@pytest.mark.parametrize("count", [pytest.param(50, id="F12-50-rings-broken")])
+async def test_a_storm_of_broken_rings(running: Running, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The driver breaks its ring as soon as it was started again; the log does not grow with it."""
+    ring = running.driver.tx
+    with trio.fail_after(DEADLINE):
+        for _ in range(count):
+            ring.avail_idx += ring.size + 1
+            ring.kick(force=True)
+            await signalled(ring.err_fd.fileno())
+            os.eventfd_read(ring.err_fd.fileno())
+            await running.front_end.stop_ring(ring)
+            ring.reset()
+            await running.front_end.start_ring(ring)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == COMPLAINTS_LOGGED + 1
+    assert warnings[0].startswith(f"vring {ring.index} is broken and stopped: avail.idx is further ahead")
+    assert warnings[-1].endswith("with -vv only")

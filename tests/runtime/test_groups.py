@@ -195,6 +195,22 @@ async def test_a_call_fetches_the_thread_out_of_a_system_call(interrupts: None, 
             assert hung == [-1]
 
 
+async def test_a_group_that_hangs_delays_no_other(interrupts: None, full: int) -> None:
+    async with living() as (hung, _), living() as (other, _), trio.open_nursery() as nursery:
+        entered, left = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            entered.set()
+            while not left.is_set():
+                blocking_write(full)
+
+        nursery.start_soon(hung.call, hang)
+        await trio.to_thread.run_sync(entered.wait)
+        for _ in range(20):
+            assert await other.call(threading.get_ident) != threading.get_ident()
+        left.set()
+
+
 async def test_the_end_fetches_the_thread_out_of_a_system_call(interrupts: None, full: int) -> None:
     async with living() as (group, scope):
         entered = threading.Event()

@@ -204,11 +204,13 @@ class AnyDiscard(Generic[D]):
 
     features: int = VirtioFeature.VERSION_1
 
-    def __init__(self, ram: GuestRam, size: int = 16, *, base: int = 0, event_idx: bool = False) -> None:
+    def __init__(
+        self, ram: GuestRam, size: int = 16, *, base: int = 0, event_idx: bool = False, poll_us: int = 0
+    ) -> None:
         self.memory = map_guest(ram)
         self.driver: D = self.make_driver(ram, size, event_idx)
         self.driver.reset(base)
-        self.pump = NetPump(0, self.features)
+        self.pump = NetPump(0, self.features, poll_us=poll_us)
         self.ring = self.pump.tx
         start(self.ring, self.driver, self.memory)
         self.ring.enabled = False

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.virtio.bench import Bench, Discard, InOrderDiscard, PackedDiscard, signals
+from tests.virtio.bench import Bench, Discard, InOrderDiscard, PackedDiscard, signals, turn_until_idle
 from vhostuser.frontend.memory import GuestRam
-from vhostuser.frontend.split import full_fence
+from vhostuser.frontend.split import NO_NOTIFICATION, full_fence
 from vhostuser.virtio.layout import BURST, EVENT, WORK
 
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
 ROUNDS = 5_000
+BURSTS = 200
 DEADLINE_MS = 20_000  # for what takes microseconds: only a lost notification needs it
 U16 = st.integers(0, 0xFFFF)
 LAYOUTS: dict[str, type[Any]] = {"split": Discard, "packed": PackedDiscard, "in order": InOrderDiscard}
@@ -185,6 +186,43 @@ def test_no_order_of_adding_kicking_and_turning_loses_a_chain(ram: GuestRam, lay
                     awake = pump.turn() == WORK
             assert driver.used_idx == driver.avail_idx, "".join(word)
             driver.reap()
+
+
+@pytest.mark.proves("VIO-NOTIFY-6")
+@pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
+@pytest.mark.parametrize("burst", [1, 4, 16])
+def test_a_burst_costs_one_kick_and_one_call(ram: GuestRam, event_idx: bool, burst: int) -> None:
+    """Both sides sleep between bursts: 1 000 000 / `burst` kicks, and as many calls, for a million chains."""
+    with Discard(ram, 16, event_idx=event_idx) as bench:
+        turn_until_idle(bench.pump)
+        before, kicks = bench.ring.counters(), 0
+        for _ in range(BURSTS):
+            bench.driver.used_event = bench.driver.used_idx
+            bench.add(burst)
+            kicks += bench.driver.kick()
+            turn_until_idle(bench.pump)
+            assert len(bench.driver.reap()) == burst
+        after = bench.ring.counters()
+        assert kicks == BURSTS
+        assert after["calls"] - before["calls"] == BURSTS
+        assert after["chains"] - before["chains"] == BURSTS * burst
+
+
+@pytest.mark.proves("VIO-NOTIFY-6")
+@pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
+def test_two_sides_that_are_awake_do_not_signal(ram: GuestRam, event_idx: bool) -> None:
+    """The device lingers and the driver polls: one kick and one call in all, however many chains."""
+    with Discard(ram, 16, event_idx=event_idx, poll_us=1_000_000) as bench:
+        turn_until_idle(bench.pump)
+        before, kicks = bench.ring.counters()["calls"], 0
+        for i in range(BURSTS):
+            bench.add(4)
+            kicks += bench.driver.kick()
+            bench.pump.turn()
+            assert len(bench.driver.reap()) == 4
+            bench.driver.avail_flags = NO_NOTIFICATION if i == 0 and not event_idx else bench.driver.avail_flags
+        assert kicks == 1
+        assert bench.ring.counters()["calls"] - before == 1
 
 
 def interleaved(*words: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.devices.bench import Net
-from tests.virtio.bench import Bench, map_guest, signals, start
+from tests.virtio.bench import Bench, map_guest, signals, start, turn_until_idle
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.errors import MemoryAccessError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import DriverRing
 from vhostuser.virtio.features import VirtioFeature
-from vhostuser.virtio.layout import EITHER, EVENT, PORT_IN, PORT_OUT
+from vhostuser.virtio.layout import EITHER, EVENT, POLL_MS_MAX, POLL_PATIENCE, PORT_IN, PORT_OUT, WORK
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
 from vhostuser.virtio.split import SplitRing
@@ -51,8 +52,8 @@ class Runner:
 
 
 @contextmanager
-def net_on(ram: GuestRam) -> Iterator[Net]:
-    net = Net(ram)
+def net_on(ram: GuestRam, poll_us: int = 0, event_idx: bool = True) -> Iterator[Net]:
+    net = Net(ram, poll_us=poll_us, event_idx=event_idx)
     try:
         yield net
     finally:
@@ -179,6 +180,23 @@ def test_a_ring_without_a_kick_descriptor_is_polled(ram: GuestRam) -> None:
 
 
 @pytest.mark.proves("VIO-PUMP-2")
+def test_a_polled_ring_that_stays_empty_is_looked_at_less_and_less(ram: GuestRam) -> None:
+    with net_on(ram) as net:
+        net.pump.tx.enabled = False
+        net.pump.tx.set_kick(-1)
+        runner = Runner(net.pump)
+        end = time.monotonic() + DEADLINE_MS / 1000
+        while net.pump.looks < POLL_PATIENCE * (POLL_MS_MAX - 1):
+            assert time.monotonic() < end, f"{net.pump.looks} looks in vain"
+            os.sched_yield()
+        net.tx.add([net.frame])
+        wait_readable(net.tx.call_fd.fileno())
+        while net.pump.looks > POLL_PATIENCE:  # the next look comes after a short pause again
+            assert time.monotonic() < end
+        assert runner.wake() == 0
+
+
+@pytest.mark.proves("VIO-PUMP-2")
 def test_a_kick_pipe_whose_writer_is_gone_becomes_polling(ram: GuestRam) -> None:
     with net_on(ram) as net:
         reader, writer = os.pipe()
@@ -213,6 +231,58 @@ def test_a_kick_descriptor_that_blocks_its_reader_does_not_block_the_pump(ram: G
             signals(net.tx.call_fd.fileno())
         assert runner.wake() == 0
         os.close(kick)
+
+
+# ---- lingering -------------------------------------------------------------------------------------------------------
+
+LONG_US = 1_000_000
+
+
+@pytest.mark.proves("VIO-PUMP-5")
+def test_a_pump_does_not_linger_before_its_first_chain(ram: GuestRam) -> None:
+    with net_on(ram, LONG_US) as net:
+        assert net.pump.turn() == 0
+        assert net.pump.tx.armed
+
+
+@pytest.mark.proves("VIO-PUMP-5")
+@pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
+def test_a_lingering_pump_wants_no_kicks(ram: GuestRam, event_idx: bool) -> None:
+    with net_on(ram, LONG_US, event_idx) as net:
+        assert net.pump.turn() == 0
+        net.tx.add([net.frame])
+        assert net.tx.kick()  # it slept
+        for _ in range(PINGS):
+            assert net.pump.turn() == WORK
+            assert not net.pump.tx.armed
+            net.tx.reap()
+            net.tx.add([net.frame])
+            assert not net.tx.kick()
+        assert net.counters("tx_packets", "polls") == (PINGS, PINGS)
+
+
+@pytest.mark.proves("VIO-PUMP-5")
+def test_a_pump_that_has_lingered_sleeps(ram: GuestRam) -> None:
+    with net_on(ram, 100) as net:
+        net.tx.add([net.frame])
+        assert turn_until_idle(net.pump) == 0
+        assert net.pump.tx.armed
+        assert net.pump.rx.armed
+        polls = net.counters("polls")
+        assert net.pump.turn() == 0
+        assert net.counters("polls") == polls
+        net.tx.add([net.frame])
+        assert net.tx.kick()
+
+
+@pytest.mark.proves("VIO-PUMP-5")
+def test_a_lingering_pump_can_be_woken(ram: GuestRam) -> None:
+    with net_on(ram, LONG_US) as net:
+        runner = Runner(net.pump)
+        ping(net.tx, net.frame)
+        before = net.counters("sleeps")
+        assert runner.wake() == 0
+        assert net.counters("sleeps") == before
 
 
 # ---- waking ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import trio
 from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.groups import Group
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 
 #: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
 Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
-
-REFUSALS_LOGGED = 10  # of a session, as warnings
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
 PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
@@ -107,7 +106,7 @@ class Connection:
         self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
         self._channel = channel
-        self._refusals = 0
+        self._complaints = Complaints()
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -151,7 +150,7 @@ class Connection:
             log.debug("> %s", describe(Direction.FRONTEND, frame))
             message, outcome = await self._carry_out(frame)
             if isinstance(outcome, Failed):
-                self._log_refusal(outcome.error)
+                self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
             self._tell_device(self._running_rings())
         if reply is not None:
@@ -159,13 +158,6 @@ class Connection:
                 log.debug("< %s", reply)
                 await self._channel.send(reply)
         await self.reap()
-
-    def _log_refusal(self, error: Exception) -> None:
-        """Warn of the first refusals; a front-end that is refused in a loop shall not fill the log."""
-        self._refusals += 1
-        log.log(logging.WARNING if self._refusals <= REFUSALS_LOGGED else logging.DEBUG, "refused: %s", error)
-        if self._refusals == REFUSALS_LOGGED:
-            log.warning("further refusals of this session are logged with -vv only")
 
     async def _carry_out(self, frame: Frame) -> tuple[Message, Outcome]:
         try:
@@ -290,7 +282,7 @@ class Connection:
     async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
         with suppress(VhostUserError):  # a group that ended meanwhile reads no memory
             for index in await group.call(lambda: self._adopt(group.pump.rings, memory)):
-                log.warning("vring %d: group %d: its addresses are not in the new memory table", index, number)
+                self._complaints.add("vring %d: group %d: its addresses are not in the new memory table", index, number)
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -304,10 +296,10 @@ class Connection:
         pump = self.device.pump(number, self.session.features)
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None)
+            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
             queue = Queue(pump, group.call)
         else:
-            group = Group(pump)
+            group = Group(pump, complaints=self._complaints)
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live

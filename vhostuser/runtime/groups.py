@@ -11,7 +11,6 @@ may block too; only this thread waits then, and a signal that nobody minds ends 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import threading
@@ -23,11 +22,11 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from vhostuser.errors import PortError, VhostUserError
+from vhostuser.runtime.complaints import Complaints
 from vhostuser.virtio.pump import Pump
 from vhostuser.virtio.ring import FAULTS, Ring
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 INTERRUPT = signal.SIGURG  # ignored by default, and nobody sends it to a process without out-of-band sockets
 INTERRUPT_AFTER = 0.1  # seconds until a thread that does not answer is taken to hang in a system call
@@ -63,11 +62,15 @@ class Group:
     Args:
         pump: what to turn; closed when the thread has ended.
         on_chain: called in the event loop when a Python device's pump holds a new chain.
+        complaints: where broken rings are told of; the session's.
     """
 
-    def __init__(self, pump: Pump, on_chain: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, pump: Pump, on_chain: Callable[[], None] | None = None, complaints: Complaints | None = None
+    ) -> None:
         self.pump = pump
         self._on_chain = on_chain
+        self._complaints = complaints or Complaints()
         self._calls: deque[_Call[Any]] = deque()
         self._ending = trio.Event()
         self._closed = False
@@ -162,7 +165,7 @@ class Group:
 
     def _report(self, ring: Ring) -> None:
         ring.report()
-        log.warning("vring %d is broken and stopped: %s", ring.index, FAULTS[ring.fault])
+        self._complaints.add("vring %d is broken and stopped: %s", ring.index, FAULTS[ring.fault])
 
     def _in_loop(self, function: Callable[[], None]) -> None:
         assert self._token is not None

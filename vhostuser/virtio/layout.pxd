@@ -46,6 +46,8 @@ cdef enum:
 
     BUDGET = 256
     POLL_MS = 1
+    POLL_PATIENCE = 8
+    POLL_MS_MAX = 16
 
     WORK = 1
     PORT_IN = 2

@@ -57,7 +57,11 @@ CHAINS_DROPPED = 4
 RING_COUNTERS = 5
 
 BUDGET = 256  #: chains a direction may move before it is the other's turn
-POLL_MS = 1  #: how often rings without a kick descriptor are looked at, milliseconds
+# how often rings without a kick descriptor are looked at, milliseconds: as seldom as the last line after two seconds
+# without a chain, and as often as the first from the next chain on
+POLL_MS = 1
+POLL_PATIENCE = 8  #: looks in vain until the pause grows by a millisecond
+POLL_MS_MAX = 16
 
 # what a turn leaves to be done or waited for; a mask
 WORK = 1  #: more work is ready

@@ -17,6 +17,7 @@ cdef extern from "primitives.h" nogil:
     long readv "vu_readv"(int fd, unsigned long long iov, int count) noexcept
     long writev "vu_writev"(int fd, unsigned long long iov, int count) noexcept
     int poll "vu_poll"(unsigned long long set, int count, int milliseconds) noexcept
+    unsigned long long clock "vu_clock"() noexcept
     int io_uring_enter "vu_io_uring_enter"(int fd, unsigned int submit, unsigned int complete) noexcept
     long drain "vu_drain"(int fd) noexcept
     long signal "vu_signal"(int fd, bint may_block) noexcept

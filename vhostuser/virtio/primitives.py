@@ -13,6 +13,7 @@ import ctypes
 import errno
 import select
 import threading
+import time
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.readv.restype = _libc.writev.restype = _libc.write.restype = _libc.preadv2.restype = ctypes.c_ssize_t
@@ -101,6 +102,11 @@ def writev(fd: int, iov: int, count: int) -> int:
 def poll(pollfds: int, count: int, milliseconds: int) -> int:
     """``poll(2)`` on `count` pollfds at address `pollfds`; -1 ms waits for ever. Ready descriptors, or -errno."""
     return _result(_libc.poll(ctypes.c_void_p(pollfds), count, milliseconds))
+
+
+def clock() -> int:
+    """Nanoseconds that have passed since some moment (CLOCK_MONOTONIC)."""
+    return time.monotonic_ns()
 
 
 def io_uring_enter(fd: int, submit: int, complete: int) -> int:

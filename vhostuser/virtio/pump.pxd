@@ -15,6 +15,12 @@ cdef class Pump:
     cdef int step(self, int budget) noexcept nogil
     cdef int loop(self) noexcept nogil
     cdef void wait(self, int todo) noexcept nogil
+    cdef readonly unsigned long long poll_ns
+    cdef unsigned long long given_at_turn, rest_at, given_at_look
+    cdef readonly int looks
+    cdef unsigned long long given(self) noexcept nogil
+    cdef bint lingers(self) noexcept nogil
+    cdef int pause(self) noexcept nogil
     cdef bint watch(self, int slot, Ring ring) noexcept nogil
     cdef unsigned long long vanished
     cdef bint broken(self) noexcept nogil

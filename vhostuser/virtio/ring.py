@@ -315,7 +315,9 @@ class Ring:
     def notify(self) -> None:
         """Signal the driver."""
         if self.call >= 0:
-            signal(self.call, self.call_may_block)
+            # it was asked when it was set, but the peer can have it block later; who was interrupted asks each time
+            if signal(self.call, self.call_may_block) == _EINTR:
+                self.call_may_block = True
             self.counts[CALLS] += 1
 
     def kicked(self) -> None:

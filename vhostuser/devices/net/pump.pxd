@@ -7,6 +7,7 @@ from vhostuser.virtio.ring cimport Ring
 cdef enum:
     TURNS = 0
     SLEEPS = 1
+    POLLS = 2
 
 cdef class NetPump(Pump):
     cdef readonly Ring rx, tx

@@ -25,9 +25,9 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import EVENT, KICK, PORT_IN, PORT_OUT, READABLE, WORK, WRITABLE
     from vhostuser.virtio.pump import Pump
 
-    (TURNS, SLEEPS) = range(2)
+    (TURNS, SLEEPS, POLLS) = range(3)
 
-COUNTERS = ("turns", "sleeps")
+COUNTERS = ("turns", "sleeps", "polls")
 
 
 class NetPump(Pump):
@@ -38,14 +38,15 @@ class NetPump(Pump):
         receiver, transmitter: what turns them.
     """
 
-    def __init__(self, index: int, features: int, port: int = -1, batching: bool = False) -> None:
+    def __init__(self, index: int, features: int, port: int = -1, batching: bool = False, poll_us: int = 0) -> None:
         """A pump for rings `index` (receive) and `index` + 1 (transmit) under acknowledged `features`.
 
         `port` stays its owner's. `batching` says that it may be read and written in batches through io_uring.
+        `poll_us`: how many microseconds it lingers after its last chain.
         """
         self.rx = make_ring(features, index, WRITABLE)
         self.tx = make_ring(features, index + 1, READABLE)
-        super().__init__(self.rx, self.tx)
+        super().__init__(self.rx, self.tx, poll_us)
         self.uring = open_uring(port) if batching else None
         self.receiver = Receiver(self.rx, features, port, self.uring)
         self.transmitter = Transmitter(self.tx, features, port, self.uring)
@@ -84,6 +85,9 @@ class NetPump(Pump):
         if self.broken():
             return EVENT
         if tx == WORK or rx == WORK:
+            return WORK
+        if self.lingers():
+            self.counts[POLLS] += 1
             return WORK
         if tx == KICK and self.arm(self.tx):
             return WORK

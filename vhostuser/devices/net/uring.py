@@ -161,6 +161,20 @@ def _call(number: int, *arguments: object) -> int:
     return answer
 
 
+def check_uring(file: int) -> None:
+    """Find out whether batches can be had on an open file; what it has to read may be lost.
+
+    Raises:
+        OSError: why not.
+    """
+    Uring(file).close()
+    try:
+        os.preadv(file, [bytearray(1)], -1, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            raise OSError(error.errno, "the port does not know RWF_NOWAIT; a tap does since Linux 6.4") from None
+
+
 def open_uring(file: int) -> Uring | None:
     """A ring for batches on an open file, or None where there is none to be had."""
     try:
