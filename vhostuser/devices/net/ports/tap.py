@@ -19,7 +19,7 @@ import fcntl
 import os
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vhostuser.devices.net.features import NetFeature
@@ -189,7 +189,7 @@ def open_tap(name: str, queues: int = 1) -> Tap:
     """Attach to the tap `name`, making it if it is not there, and bring it up.
 
     A tap that is made has multi_queue if it needs it. One that is there is attached to with one queue whether it has
-    multi_queue or not; others may hold further queues of it and get their share of its packets.
+    multi_queue or not.
 
     Raises:
         PortError: no privilege, in use, or there with other flags.
@@ -201,10 +201,14 @@ def open_tap(name: str, queues: int = 1) -> Tap:
     try:
         while len(fds) < queues:
             fds.append(_open_queue(name, queues, multi_queue))
+            if _attached_queues(name) > len(fds):
+                # The kernel allows that, and would deal one guest's packets out to two.
+                raise PortError(f"tap {name}: another process has queues of it open; to share it pass --tap fd:N")
         tap = Tap(fds, name)
         tap.bring_up()
     except BaseException:
-        _close(fds)
+        for fd in fds:
+            os.close(fd)
         raise
     return tap
 
@@ -244,11 +248,6 @@ def adopt_tap(*fds: int) -> Tap:
     return Tap(fds, names[0])
 
 
-def _close(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
 def _why_not(name: str, queues: int, error: OSError) -> str:
     """A sentence for a TUNSETIFF that failed."""
     present = _present_flags(name)
@@ -283,6 +282,11 @@ def _queue_flags(fd: int, name: str) -> list[str]:
     told = [flag for flag, bit in _FLAGS.items() if bits & bit]
     seen = _present_flags(name)
     return seen if seen is not None and {*seen, "no_pi"} == set(told) else told
+
+
+def _attached_queues(name: str) -> int:
+    """How many queues of an interface are attached, whoever has them; 0 where sysfs does not say."""
+    return len(list(Path(f"/sys/class/net/{name}/queues").glob("tx-*")))
 
 
 def _present_flags(name: str) -> list[str] | None:
