@@ -115,10 +115,22 @@ def test_a_tap_without_multi_queue_has_one_queue() -> None:
 
 
 @pytest.mark.proves("VIO-TAP-2")
+@pytest.mark.parametrize("queues", [1, 2])
+@in_namespace
+def test_a_tap_of_which_another_process_has_queues(queues: int) -> None:
+    with closing(open_tap("shared", 2)):
+        with pytest.raises(PortError, match=r"tap shared: another process has queues of it open; .*--tap fd:N"):
+            open_tap("shared", queues)
+        with closing(adopt_tap(queue("shared", MULTI_QUEUE))) as second:
+            assert second.queues == 1
+    open_tap("shared", queues).close()
+
+
+@pytest.mark.proves("VIO-TAP-2")
 @in_namespace
 def test_a_tap_whose_queues_are_all_taken() -> None:
-    with closing(open_tap("crowded", 200)), pytest.raises(PortError, match="no room for 100 more queues, 256 are"):
-        open_tap("crowded", 100)
+    with pytest.raises(PortError, match="tap crowded: it has no room for 300 more queues, 256 are the most"):
+        open_tap("crowded", 300)
     assert not exists("crowded")
 
 

@@ -20,7 +20,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vhostuser.devices.net.features import NetFeature
@@ -191,7 +191,7 @@ def open_tap(name: str, queues: int = 1) -> Tap:
     """Attach to the tap `name`, making it if it is not there, and bring it up.
 
     A tap that is made has multi_queue if it needs it. One that is there is attached to with one queue whether it has
-    multi_queue or not; others may hold further queues of it and get their share of its packets.
+    multi_queue or not.
 
     Raises:
         PortError: no privilege, in use, or there with other flags.
@@ -203,10 +203,14 @@ def open_tap(name: str, queues: int = 1) -> Tap:
     try:
         while len(fds) < queues:
             fds.append(_open_queue(name, queues, multi_queue))
+            if all(_attached_queues(name) > len(fds) for _ in _moments()):
+                # The kernel allows that, and would deal one guest's packets out to two.
+                raise PortError(f"tap {name}: another process has queues of it open; to share it pass --tap fd:N")
         tap = Tap(fds, name)
         tap.bring_up()
     except BaseException:
-        _close(fds)
+        for fd in fds:
+            os.close(fd)
         raise
     return tap
 
@@ -247,25 +251,29 @@ def adopt_tap(*fds: int) -> Tap:
 
 
 def _attach(fd: int, request: bytes) -> None:
-    """TUNSETIFF; a tap in use gets a moment to become free.
+    """TUNSETIFF, as soon as the tap is free. Raises OSError."""
+    busy = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    for _ in _moments():
+        try:
+            fcntl.ioctl(fd, _TUNSETIFF, request)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            busy = error
+    raise busy
+
+
+def _moments() -> Iterator[None]:
+    """Looks at a tap that is in use.
 
     A process that was killed lets go of its tap when a worker of the kernel has taken down its io_uring; that took 20
     to 130 ms after its end.
     """
     deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            fcntl.ioctl(fd, _TUNSETIFF, request)
-            return
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise
+    while time.monotonic() < deadline:
+        yield
         time.sleep(0.01)
-
-
-def _close(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def _why_not(name: str, queues: int, error: OSError) -> str:
@@ -302,6 +310,11 @@ def _queue_flags(fd: int, name: str) -> list[str]:
     told = [flag for flag, bit in _FLAGS.items() if bits & bit]
     seen = _present_flags(name)
     return seen if seen is not None and {*seen, "no_pi"} == set(told) else told
+
+
+def _attached_queues(name: str) -> int:
+    """How many queues of an interface are attached, whoever has them; 0 where sysfs does not say."""
+    return len(list(Path(f"/sys/class/net/{name}/queues").glob("tx-*")))
 
 
 def _present_flags(name: str) -> list[str] | None:
