@@ -181,8 +181,7 @@ class DriverRing(SplitRing, DriverQueue):
             raise RemoteProtocolError(f"vring {self.index}: {count} chains used, {len(self._chains)} in flight")
         done: list[Used] = []
         while len(done) < count:
-            # > The used ring entry [stands] at an offset matching the first available ring entry corresponding
-            # > to the batch (2.7.9)
+            # The entry of a batch stands where its first chain's would, and used.idx counts all of it (2.7.9).
             done += self._finish(*self.used(self._last_used))
         if len(done) > count:
             raise RemoteProtocolError(
@@ -232,8 +231,8 @@ class DriverRing(SplitRing, DriverQueue):
 
     def _take_back(self, head: int, chain: Chain) -> None:
         if self.in_order:
-            # > If VIRTIO_F_IN_ORDER has been negotiated, driver MUST make descriptors available in ring order:
-            # > starting from offset 0 in the table, and wrapping around at the end of the table. (2.7.9)
+            # > If VIRTIO_F_IN_ORDER has been negotiated, driver uses descriptors in ring order: starting from
+            # > offset 0 in the table, and wrapping around at the end of the table. (2.7.5)
             self._free.extend(chain.descriptors)
         else:
             self._free.extendleft(reversed(chain.descriptors))
