@@ -16,7 +16,6 @@ many descriptors each buffer ID stands for, and skips them.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -235,15 +234,15 @@ class PackedDriverRing(PackedRing, DriverQueue):
         self.next_avail = self.next_used = Position.of(self.base & 0xFFFF)
         self.driver_event = self.device_event = Event()
         self._free = self.size
-        self._ids = deque(range(self.size))
+        self._ids = list(range(self.size))  # handed out from above: who takes offsets for buffer IDs is found out
         self._unannounced = 0
         # As if everything before this place had been used in this lap, and the rest in the one before.
         offset, wrap = self.next_avail
-        lap = (PackedDescriptor(0, 0, 0, _used(wrap)).pack(), PackedDescriptor(0, 0, 0, _used(wrap ^ 1)).pack())
-        self.memory.write(self.desc_addr, lap[0] * offset + lap[1] * (self.size - offset))
+        this_lap, last_lap = (PackedDescriptor(0, 0, flags=_used(w)).pack() for w in (wrap, wrap ^ 1))
+        self.memory.write(self.desc_addr, this_lap * offset + last_lap * (self.size - offset))
 
     def _lend(self, buffers: Sequence[tuple[Buffer, int]], indirect: bool) -> tuple[int, Sequence[int]]:
-        buffer_id = self._ids.popleft()
+        buffer_id = self._ids.pop()
         if indirect:
             # > The VIRTQ_DESC_F_WRITE flags bit is the only valid flag for descriptors in the indirect table. (2.8.7)
             table = b"".join(PackedDescriptor(*buffer, 0, flags).pack() for buffer, flags in buffers)
