@@ -193,7 +193,7 @@ class NetDriver:
         """
         insisted = NetFeature.RING_PACKED * packed | NetFeature.IN_ORDER * in_order | NetFeature.MQ * (pairs > 1)
         await front_end.negotiate(features | insisted)
-        if missing := NetFeature(insisted & ~front_end.features):
+        if missing := NetFeature(insisted & ~int(front_end.features)):
             raise LocalProtocolError(f"the back-end offers {front_end.offered:#x}, without {missing!r}")
         if pairs > 1:
             await _check_pairs(front_end, pairs)
