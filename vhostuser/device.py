@@ -22,7 +22,7 @@ import trio
 from vhostuser.virtio.features import SUPPORTED
 from vhostuser.virtio.layout import EITHER
 from vhostuser.virtio.pump import ChainPump, Pump
-from vhostuser.virtio.split import SplitRing
+from vhostuser.virtio.rings import make_ring
 
 T = TypeVar("T")
 #: Runs a function in the thread that owns a group's rings, between two turns, and returns what it returns.
@@ -51,7 +51,7 @@ class Device:
 
     def pump(self, group: int, features: int) -> Pump:
         """The pump for queue group `group` under the acknowledged `features`; made when its first ring starts."""
-        return ChainPump(SplitRing(self.groups[group][0], EITHER))
+        return ChainPump(make_ring(features, self.groups[group][0], EITHER))
 
     async def serve(self, queue: Queue) -> None:
         """Serve the chains of one ring, if the device is written in Python; cancelled when the ring's group ends."""

@@ -14,6 +14,7 @@ MODULES = (
     "vhostuser.virtio.memory",
     "vhostuser.virtio.ring",
     "vhostuser.virtio.split",
+    "vhostuser.virtio.packed",
     "vhostuser.virtio.pump",
     "vhostuser.devices.net.header",
     "vhostuser.devices.net.uring",

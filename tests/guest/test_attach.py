@@ -17,6 +17,8 @@ from tests.rig.traffic import Host
 
 pytestmark = pytest.mark.guest
 
+RING_PACKED = 34  # the feature's bit
+
 
 def serve(netns: Netns, backend: Backend, guest: Qemu) -> None:
     """Give both ends an address and see that the guest is there."""
@@ -37,6 +39,24 @@ def test_legacy_guest(image: GuestImage) -> None:
         assert version_1 == "0"
         serve(netns, backend, guest)
         assert len(acceptance.checked_traffic(guest, Host(netns, image), 1)) == 4
+
+
+def test_packed_rings(image: GuestImage) -> None:
+    """They carry every byte, and go on where they were after a stop, and again from the beginning after a reset."""
+    with (
+        Netns() as netns,
+        Backend(netns) as backend,
+        Qemu(image, [VhostUserNic(backend.socket, options="packed=on")]) as guest,
+    ):
+        assert guest.run(f"cut -c {RING_PACKED + 1} /sys/class/net/eth0/device/features").strip() == "1"
+        serve(netns, backend, guest)
+        for _ in range(3):
+            assert len(acceptance.checked_traffic(guest, Host(netns, image), 1)) == 4
+            guest.qmp("stop")
+            guest.qmp("cont")
+        guest.reset()
+        guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
+        acceptance.ping(netns)
 
 
 def test_back_end_connects_to_a_listening_front_end(image: GuestImage) -> None:

@@ -25,6 +25,11 @@ def machine(bench: Bench, image: GuestImage) -> Iterator[Machine]:
         yield Machine.of(bench, guest)
 
 
+def test_its_rings_are_packed(machine: Machine) -> None:
+    """It takes the packed layout where it is offered, and tells a base of 0 for a fresh ring."""
+    assert machine.guest.run("cut -c 35 /sys/class/net/eth0/device/features").strip() == "1"
+
+
 def test_ping_both_ways(machine: Machine) -> None:
     acceptance.ping(machine.netns)
     assert " 0% packet loss" in machine.guest.run(f"ping -c 3 -i 0.05 {HOST_ADDRESS}")

@@ -140,11 +140,20 @@ class Testpmd:
         self.close()
 
 
-def virtio_user(socket: Path, *, mrg_rxbuf: bool = True, queues: int = 1, server: bool = False, ring: int = 256) -> str:
-    """The ``--vdev`` value of a virtio-user front-end with split rings."""
+def virtio_user(
+    socket: Path,
+    *,
+    mrg_rxbuf: bool = True,
+    packed: bool = False,
+    in_order: bool = False,
+    queues: int = 1,
+    server: bool = False,
+    ring: int = 256,
+) -> str:
+    """The ``--vdev`` value of a virtio-user front-end, with split rings by default."""
     options = [
         *("net_virtio_user0", f"path={socket}", f"queues={queues}", f"queue_size={ring}", f"mac={FRONT_END_MAC}"),
-        *("packed_vq=0", "in_order=0", f"mrg_rxbuf={int(mrg_rxbuf)}"),
+        *(f"packed_vq={int(packed)}", f"in_order={int(in_order)}", f"mrg_rxbuf={int(mrg_rxbuf)}"),
     ]
     return ",".join(options + (["server=1"] if server else []))
 

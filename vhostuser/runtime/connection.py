@@ -21,12 +21,13 @@ from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedReque
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.groups import Group
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
+from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump
 from vhostuser.virtio.ring import Ring
-from vhostuser.virtio.split import area_sizes
+from vhostuser.virtio.rings import area_sizes
 from vhostuser.wire.codec import decode, describe, undecoded
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import Frame
@@ -192,7 +193,7 @@ class Connection:
         """
         if addr is None or not num or not self.memory.mappings:
             return
-        sizes = area_sizes(num, bool(self.session.features & VirtioFeature.RING_EVENT_IDX))
+        sizes = area_sizes(self.session.features, num)
         areas = sorted(zip(_areas(addr), sizes, AREAS, strict=True))
         for address, size, name in areas:
             self.memory.ring_address(address, size, f"vring {index}: {name}")
@@ -200,11 +201,21 @@ class Connection:
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
+    def check_base(self, index: int, num: int, base: int) -> None:
+        """Judge where a ring of `num` descriptors shall go on; 0: its size is not known yet, nor judged.
+
+        Raises:
+            PayloadError: the base is beyond the ring.
+        """
+        if num and self.session.features & VhostFeature.RING_PACKED:
+            check_packed_base(index, base, num)
+
     async def refresh(self, index: int) -> None:
         """Start a ring that is started for the protocol and has all that it needs; update one that is live.
 
         Raises:
             MemoryAccessError: its addresses are not in the memory table.
+            PayloadError: its position is not in the ring.
             PortError: the device's host side refuses what the driver negotiated.
         """
         vring = self.vrings[index]
@@ -215,6 +226,7 @@ class Connection:
             ring = self.ring(index)
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
+        self.check_base(index, vring.num, vring.base)
         if not self._groups:
             self.device.driver_started(self.session.features)
         number, place = self._place(index)

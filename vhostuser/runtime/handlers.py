@@ -119,6 +119,7 @@ async def _set_vring_num(connection: Connection, message: Message) -> None:
 @_handles(R.SET_VRING_BASE)
 async def _set_vring_base(connection: Connection, message: Message) -> None:
     vring, base = _state(connection, message)
+    connection.check_base(vring.index, vring.num, base)
     vring.base = base
 
 

@@ -19,6 +19,7 @@ _SPLIT_ALIGNMENT = {"descriptor": 16, "available": 2, "used": 4}
 # With packed rings the same three fields hold descriptor ring, driver area and device area.
 _PACKED_ALIGNMENT = {"descriptor": 16, "available": 4, "used": 4}
 _MAX_SPLIT_BASE = 0xFFFF
+_PACKED_SLOT = 0x7FFF  # of each half of a base; the bit above is a wrap counter
 
 
 @dataclass(slots=True)
@@ -63,6 +64,19 @@ def check_vring_values(request: int, payload: Payload, packed: bool, max_num: in
                 raise PayloadError(f"{name}: {num} is neither 0 nor 1 (vring {index})")
         case FrontendRequest.SET_VRING_ADDR, VringAddr():
             _check_alignment(payload, _PACKED_ALIGNMENT if packed else _SPLIT_ALIGNMENT)
+
+
+def check_packed_base(index: int, base: int, num: int) -> None:
+    """Judge where a packed ring shall go on; size and base come in any order, so this is for when both are known.
+
+    Raises:
+        PayloadError: One of the base's two slots is not in the ring.
+    """
+    for name, half in (("avail", base), ("used", base >> 16)):
+        if (slot := half & _PACKED_SLOT) >= num:
+            raise PayloadError(
+                f"SET_VRING_BASE: {name} slot {slot} of {base:#x} is not below the size {num} (vring {index})"
+            )
 
 
 def _check_num(index: int, num: int, packed: bool, max_num: int) -> None:

@@ -25,4 +25,6 @@ SUPPORTED = (
     | VirtioFeature.RING_INDIRECT_DESC
     | VirtioFeature.RING_EVENT_IDX
     | VirtioFeature.VERSION_1
+    | VirtioFeature.RING_PACKED
+    | VirtioFeature.IN_ORDER
 )

@@ -3,6 +3,12 @@ cdef enum:
     DESC_NEXT = 1
     DESC_WRITE = 2
     DESC_INDIRECT = 4
+    DESC_AVAIL = 128
+    DESC_USED = 32768
+    WRAP = 32768
+    EVENT_ENABLE = 0
+    EVENT_DISABLE = 1
+    EVENT_DESC = 2
     AVAIL_NO_INTERRUPT = 1
     USED_NO_NOTIFY = 1
 

@@ -7,6 +7,14 @@
 DESC_NEXT = 1
 DESC_WRITE = 2
 DESC_INDIRECT = 4
+# and the two of a packed ring's wrap counters, section 2.8.1
+DESC_AVAIL = 1 << 7
+DESC_USED = 1 << 15
+WRAP = 1 << 15  #: the wrap counter beside a slot's number, in positions and event suppression
+# flags of a packed ring's event suppression structures, section 2.8.10
+EVENT_ENABLE = 0
+EVENT_DISABLE = 1
+EVENT_DESC = 2
 # avail.flags and used.flags, sections 2.7.6 and 2.7.8
 AVAIL_NO_INTERRUPT = 1
 USED_NO_NOTIFY = 1

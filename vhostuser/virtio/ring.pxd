@@ -26,6 +26,8 @@ cdef class Ring:
     cdef int[::1] first, segments, readable
     cdef unsigned long long[::1] size
     cdef unsigned long long[::1] counts
+    cdef unsigned long long[::1] scratch
+    cdef unsigned long long scratch_address
 
     cdef bint runs(self) noexcept nogil
     cdef int fail(self, int fault) noexcept nogil
@@ -33,6 +35,7 @@ cdef class Ring:
     cdef void open_chain(self, unsigned int head) noexcept nogil
     cdef void close_chain(self, int answer) noexcept nogil
     cdef int gather(self, unsigned long long address, unsigned int length, bint writable) noexcept nogil
+    cdef unsigned long long indirect_entry(self, unsigned long long table, unsigned int index) noexcept nogil
     cdef void notify(self) noexcept nogil
     cdef void kicked(self) noexcept nogil
 

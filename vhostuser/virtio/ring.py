@@ -52,7 +52,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         WRITABLE,
     )
     from vhostuser.virtio.memory import GuestMemory, pages_vanished
-    from vhostuser.virtio.primitives import drain, signal
+    from vhostuser.virtio.primitives import copy, drain, load_u64, signal
 
 #: What each value of :attr:`Ring.fault` means.
 FAULTS = {
@@ -79,7 +79,9 @@ def _may_block(fd: int) -> bool:
 
 
 class Ring:
-    """One virtqueue as a device sees it. A layout (``split``) adds `take`, `give`, `publish`, `arm` and `disarm`.
+    """One virtqueue as a device sees it.
+
+    A layout (``split``, ``packed``) adds `take`, `give`, `publish`, `arm` and `disarm`.
 
     Attributes:
         index: the vring's index in the device.
@@ -113,6 +115,10 @@ class Ring:
         self.readable = array("i", bytes(4 * BURST))
         self.size = array("Q", bytes(8 * BURST))
         self.counts = array("Q", bytes(8 * RING_COUNTERS))
+        # room for one descriptor whose bytes lie in several regions, and the iovecs that find them
+        scratch = array("Q", bytes(16 + 16 * 16))
+        self.scratch = scratch
+        self.scratch_address = scratch.buffer_info()[0]
 
     # ---- the control side ------------------------------------------------------------------------------------------
 
@@ -285,6 +291,26 @@ class Ring:
         if self.size[i] >> 32:
             return DROP
         return GOOD
+
+    def indirect_entry(self, table: cython.ulonglong, index: cython.uint) -> cython.ulonglong:
+        """Where entry `index` of the indirect table at guest address `table` can be read.
+
+        An entry may straddle two regions; then it is put together in the scratch. 0: not guest memory; 1: not yet.
+        """
+        pieces: cython.int
+        i: cython.int
+        done: cython.ulonglong = 0
+        iov: cython.ulonglong = self.scratch_address + 16
+        entry: cython.ulonglong = self.memory.contiguous(table + 16 * index, 16)
+        if entry:
+            return entry
+        pieces = self.memory.translate(table + 16 * index, 16, iov, 16)
+        if pieces < 0:
+            return 1 if pieces == MISS else 0
+        for i in range(pieces):
+            copy(self.scratch_address + done, load_u64(iov + 16 * i), load_u64(iov + 16 * i + 8))
+            done += load_u64(iov + 16 * i + 8)
+        return self.scratch_address
 
     def notify(self) -> None:
         """Signal the driver."""

@@ -5,10 +5,7 @@ from vhostuser.virtio.ring cimport Ring
 cdef class SplitRing(Ring):
     cdef unsigned short next_avail, seen, next_used, published
     cdef bint signalled
-    cdef unsigned long long[::1] scratch
-    cdef unsigned long long scratch_address
     cdef int walk(self, unsigned int head) noexcept nogil
-    cdef unsigned long long indirect_entry(self, unsigned long long table, unsigned int index) noexcept nogil
     cdef int take(self, int limit) noexcept nogil
     cdef void give(self, int count) noexcept nogil
     cdef void publish(self) noexcept nogil

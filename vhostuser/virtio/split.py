@@ -21,8 +21,6 @@ differences are masked.
 
 from __future__ import annotations
 
-from array import array
-
 import cython
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
@@ -40,7 +38,6 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         DESC_WRITE,
         GOOD,
         HEAD_INDEX,
-        MISS,
         NEXT_INDEX,
         PARK,
         POOL,
@@ -49,7 +46,6 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         USED_NO_NOTIFY,
     )
     from vhostuser.virtio.primitives import (
-        copy,
         fence,
         load_acquire_u16,
         load_u16,
@@ -75,10 +71,6 @@ class SplitRing(Ring):
         super().__init__(index, expects)
         self.next_avail = self.seen = self.next_used = self.published = 0
         self.signalled = False
-        # room for one descriptor whose bytes lie in several regions, and the iovecs that find them
-        scratch = array("Q", bytes(16 + 16 * 16))
-        self.scratch = scratch
-        self.scratch_address = scratch.buffer_info()[0]
 
     # ---- the control side ------------------------------------------------------------------------------------------
 
@@ -170,26 +162,6 @@ class SplitRing(Ring):
             if following >= entries:
                 return NEXT_INDEX
             index = following
-
-    def indirect_entry(self, table: cython.ulonglong, index: cython.uint) -> cython.ulonglong:
-        """Where entry `index` of the indirect table at guest address `table` can be read.
-
-        An entry may straddle two regions; then it is put together in the scratch. 0: not guest memory; 1: not yet.
-        """
-        pieces: cython.int
-        i: cython.int
-        done: cython.ulonglong = 0
-        iov: cython.ulonglong = self.scratch_address + 16
-        entry: cython.ulonglong = self.memory.contiguous(table + 16 * index, 16)
-        if entry:
-            return entry
-        pieces = self.memory.translate(table + 16 * index, 16, iov, 16)
-        if pieces < 0:
-            return 1 if pieces == MISS else 0
-        for i in range(pieces):
-            copy(self.scratch_address + done, load_u64(iov + 16 * i), load_u64(iov + 16 * i + 8))
-            done += load_u64(iov + 16 * i + 8)
-        return self.scratch_address
 
     def give(self, count: cython.int) -> None:
         """Give the first `count` chains of the burst back as used, put the others back as available."""

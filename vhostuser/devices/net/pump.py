@@ -19,7 +19,7 @@ import cython
 from vhostuser.devices.net.receive import Receiver
 from vhostuser.devices.net.transmit import Transmitter
 from vhostuser.devices.net.uring import open_uring
-from vhostuser.virtio.split import SplitRing
+from vhostuser.virtio.rings import make_ring
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import EVENT, KICK, PORT_IN, PORT_OUT, READABLE, WORK, WRITABLE
@@ -43,8 +43,8 @@ class NetPump(Pump):
 
         `port` stays its owner's. `batching` says that it may be read and written in batches through io_uring.
         """
-        self.rx = SplitRing(index, WRITABLE)
-        self.tx = SplitRing(index + 1, READABLE)
+        self.rx = make_ring(features, index, WRITABLE)
+        self.tx = make_ring(features, index + 1, READABLE)
         super().__init__(self.rx, self.tx)
         self.uring = open_uring() if batching else None
         self.receiver = Receiver(self.rx, features, port, self.uring)
