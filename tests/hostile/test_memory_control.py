@@ -490,7 +490,7 @@ async def test_a_table_that_lacks_the_rings(victim: Victim, running: Running, ca
         await signalled(ring.err_fd.fileno())
         assert await front_end.stop_ring(ring) == ring.used_idx
     await front_end.set_mem_table(running.memory)
-    for ring in (driver.rx, driver.tx):
+    for ring in split_rings(driver):
         await front_end.start_ring(ring)
     await exchange(victim, driver)
 

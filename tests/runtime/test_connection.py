@@ -173,7 +173,7 @@ async def test_a_stopped_ring_is_left_alone_and_a_restart_goes_on(victim: Victim
         used = tx.used_idx, rx.used_idx
         await driver.send(frame_of(1))
         assert (tx.used_idx, rx.used_idx) == used
-        for ring in (driver.rx, driver.tx):
+        for ring in (rx, tx):
             await front_end.start_ring(ring)
         assert await victim.port.receive() == frame_of(1)
 
