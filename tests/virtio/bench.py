@@ -10,8 +10,9 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Generic, Self, TypeVar
 
+from tests.virtio.packed import PackedDriver
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.frontend.memory import GuestRam, RamRegion
 from vhostuser.frontend.split import DescriptorFlags, DriverRing
@@ -20,8 +21,11 @@ from vhostuser.virtio.layout import EITHER, FAULT, WORK
 from vhostuser.virtio.memory import GuestMemory, Mapping
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
+from vhostuser.virtio.rings import make_ring
 from vhostuser.virtio.split import SplitRing
 
+D = TypeVar("D", DriverRing, PackedDriver)
+PACKED = VirtioFeature.VERSION_1 | VirtioFeature.RING_PACKED
 NEXT, WRITE, INDIRECT = DescriptorFlags.NEXT, DescriptorFlags.WRITE, DescriptorFlags.INDIRECT
 
 
@@ -41,13 +45,13 @@ def map_guest(ram: GuestRam, absent: int = FAULT) -> GuestMemory:
     return GuestMemory([map_region(region) for region in ram.regions], absent)
 
 
-def addresses(driver: DriverRing) -> tuple[int, int, int]:
+def addresses(driver: DriverRing | PackedDriver) -> tuple[int, int, int]:
     """A ring's areas in the front-end's addresses: descriptor, driver, device."""
     told = driver.memory.userspace_addr
     return told(driver.desc_addr), told(driver.avail_addr), told(driver.used_addr)
 
 
-def start(ring: Ring, driver: DriverRing, memory: GuestMemory, indirect: bool = True) -> None:
+def start(ring: Ring, driver: DriverRing | PackedDriver, memory: GuestMemory, indirect: bool = True) -> None:
     """Start the device's side where the driver's side begins, and take the call that a start makes."""
     ring.configure(driver.size, addresses(driver), driver.event_idx, indirect)
     ring.adopt(memory)
@@ -151,21 +155,66 @@ def offer(driver: DriverRing, *entries: tuple[int, int, int, int], head: int = 0
     driver.avail_idx += 1
 
 
-class Discard:
+class PackedBench:
+    """One packed ring: a driver that a test plays, and a pump that hands out its chains one by one."""
+
+    def __init__(
+        self,
+        ram: GuestRam,
+        size: int = 16,
+        *,
+        base: int = 0,
+        event_idx: bool = False,
+        indirect: bool = True,
+        absent: int = FAULT,
+        expects: int = EITHER,
+    ) -> None:
+        self.ram = ram
+        self.memory = map_guest(ram, absent)
+        self.driver = PackedDriver(ram, 0, size, event_idx=event_idx)
+        self.driver.reset(base)
+        self.ring = make_ring(PACKED, 0, expects)
+        self.pump = ChainPump(self.ring)
+        start(self.ring, self.driver, self.memory, indirect)
+
+    def close(self) -> None:
+        self.pump.close()
+        self.driver.close()
+        self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def buffer(self, content: bytes) -> tuple[int, int]:
+        """A buffer that holds `content`."""
+        address = self.ram.alloc(len(content), 1)
+        self.ram.write(address, content)
+        return address, len(content)
+
+
+class AnyDiscard(Generic[D]):
     """One transmit ring that is disabled: a net pump takes its chains by bursts, drops them, and needs no port.
 
     So bursts and what they signal can be watched without packets.
     """
 
+    features: int = VirtioFeature.VERSION_1
+
     def __init__(self, ram: GuestRam, size: int = 16, *, base: int = 0, event_idx: bool = False) -> None:
         self.memory = map_guest(ram)
-        self.driver = DriverRing(ram, 1, size, event_idx=event_idx)
+        self.driver: D = self.make_driver(ram, size, event_idx)
         self.driver.reset(base)
-        self.pump = NetPump(0, VirtioFeature.VERSION_1)
+        self.pump = NetPump(0, self.features)
         self.ring = self.pump.tx
         start(self.ring, self.driver, self.memory)
         self.ring.enabled = False
         self.buffer = (ram.alloc(64), 64)
+
+    def make_driver(self, ram: GuestRam, size: int, event_idx: bool) -> D:
+        raise NotImplementedError
 
     def add(self, count: int = 1) -> list[int]:
         """Make so many chains available: their heads."""
@@ -181,6 +230,29 @@ class Discard:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Discard(AnyDiscard[DriverRing]):
+    """A split ring."""
+
+    def make_driver(self, ram: GuestRam, size: int, event_idx: bool) -> DriverRing:
+        return DriverRing(ram, 1, size, event_idx=event_idx)
+
+
+class PackedDiscard(AnyDiscard[PackedDriver]):
+    """A packed ring."""
+
+    features = PACKED
+
+    def make_driver(self, ram: GuestRam, size: int, event_idx: bool) -> PackedDriver:
+        in_order = bool(self.features & VirtioFeature.IN_ORDER)
+        return PackedDriver(ram, 1, size, event_idx=event_idx, in_order=in_order)
+
+
+class InOrderDiscard(PackedDiscard):
+    """A packed ring with IN_ORDER."""
+
+    features = PACKED | VirtioFeature.IN_ORDER
 
 
 def turn_until_idle(pump: Pump) -> int:

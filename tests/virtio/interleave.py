@@ -14,16 +14,19 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from typing import Any
 
-from tests.virtio.bench import NEXT, Discard, put_table, signals, turn_until_idle
+from tests.virtio.bench import NEXT, Discard, PackedDiscard, put_table, signals, turn_until_idle
 from vhostuser import edition
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import DescriptorFlags, full_fence
-from vhostuser.virtio import split
+from vhostuser.virtio import packed, ring, split
 
 ACCESSES = ("load_acquire_u16", "load_u16", "load_u32", "load_u64", "store_release_u16", "store_u16", "store_u32")
+
+
+Layout = Discard | PackedDiscard
 
 
 class Watch:
@@ -33,8 +36,9 @@ class Watch:
         self.count = 0
         self.loads: Counter[int] = Counter()
         self.actions: list[tuple[int, Callable[[], None]]] = []
-        for name in ACCESSES:
-            setattr(split, name, self._seen(name, getattr(split, name)))
+        for module, name in product((split, packed, ring), ACCESSES):
+            if hasattr(module, name):
+                setattr(module, name, self._seen(name, getattr(module, name)))
 
     def _seen(self, name: str, access: Callable[..., Any]) -> Callable[..., Any]:
         def seen(address: int, *value: int) -> Any:
@@ -64,11 +68,13 @@ def places(watch: Watch, scenario: Callable[[int, int], object]) -> Iterator[tup
     yield from combinations_with_replacement(range(watch.count + 1), 2)
 
 
-def lost_kicks(watch: Watch, ram: GuestRam, event_idx: bool, earlier: int) -> list[tuple[int, int]]:
+def lost_kicks(
+    watch: Watch, ram: GuestRam, layout: type[Layout], event_idx: bool, earlier: int
+) -> list[tuple[int, int]]:
     """Where a driver that makes a chain available, then looks whether to kick, leaves the device asleep."""
 
     def scenario(publish: int, look: int) -> bool:
-        with Discard(ram, 4, event_idx=event_idx) as bench:
+        with layout(ram, 4, event_idx=event_idx) as bench:
             turn_until_idle(bench.pump)
             bench.add(earlier)
             bench.driver.kick()
@@ -81,16 +87,16 @@ def lost_kicks(watch: Watch, ram: GuestRam, event_idx: bool, earlier: int) -> li
             while signals(bench.driver.kick_fd.fileno()):
                 turn_until_idle(bench.pump)
             watch.count = last
-            return bench.driver.used_idx == earlier + 1
+            return bool(bench.driver.used_idx == earlier + 1)
 
     return [pair for pair in places(watch, scenario) if not scenario(*pair)]
 
 
-def lost_calls(watch: Watch, ram: GuestRam, event_idx: bool) -> list[tuple[int, int]]:
+def lost_calls(watch: Watch, ram: GuestRam, layout: type[Layout], event_idx: bool) -> list[tuple[int, int]]:
     """Where a driver that asks for a call, then looks at the used ring, sleeps although a chain was used."""
 
     def scenario(ask: int, look: int) -> bool:
-        with Discard(ram, 4, event_idx=event_idx) as bench:
+        with layout(ram, 4, event_idx=event_idx) as bench:
             driver = bench.driver
             bench.add()
             turn_until_idle(bench.pump)  # the first call after a start is always made
@@ -141,6 +147,27 @@ def loads(watch: Watch, ram: GuestRam, event_idx: bool) -> dict[str, int]:
         return counted | {"anything else": watch.loads.total()}
 
 
+def packed_loads(watch: Watch, ram: GuestRam, event_idx: bool) -> dict[str, int]:
+    """The same for a packed ring: a chain of two slots, and an indirect one with a table of two."""
+    with PackedDiscard(ram, 4, event_idx=event_idx) as bench:
+        driver = bench.driver
+        table = driver.table([(*bench.buffer, 0), (*bench.buffer, 0)])
+        driver.offer((*bench.buffer, NEXT), (*bench.buffer, 0), name=1)
+        driver.offer((*table, DescriptorFlags.INDIRECT), name=2)
+        watch.start()
+        bench.pump.turn()
+        fields = {"driver event": driver.avail_addr, "desc[3].flags": driver.desc_addr + 48 + 14}
+        for i in range(3):
+            for offset, field in ((0, "addr"), (8, "len"), (12, "id"), (14, "flags")):
+                fields[f"desc[{i}].{field}"] = driver.desc_addr + 16 * i + offset
+        for i in range(2):
+            for offset, field in ((0, "addr"), (8, "len"), (14, "flags")):
+                fields[f"table[{i}].{field}"] = table[0] + 16 * i + offset
+        host = {name: bench.memory.pieces(at, 1)[0][0] for name, at in fields.items()}
+        counted = {name: watch.loads.pop(at, 0) for name, at in host.items()}
+        return counted | {"anything else": watch.loads.total()}
+
+
 def void(_: object) -> None:
     """An action's result is nobody's."""
 
@@ -150,18 +177,20 @@ def main() -> None:
     assert edition.name() == "interpreted", edition.name()
     scenario, *options = sys.argv[1:]
     if "no-second-look" in options:  # the mistake that the scenario is there to find
-        arm = split.SplitRing.arm
-        split.SplitRing.arm = lambda self: arm(self) and False  # type: ignore[method-assign]
+        for forgetful in (split.SplitRing, packed.PackedRing):
+            arm = forgetful.arm
+            forgetful.arm = lambda self, arm=arm: arm(self) and False  # type: ignore[method-assign]
     watch = Watch()
-    event_idx = "event_idx" in options
+    event_idx, is_packed = "event_idx" in options, "packed" in options
+    layout: type[Layout] = PackedDiscard if is_packed else Discard
     with GuestRam([(0, 1 << 26)]) as ram:
         match scenario:
             case "kicks":
-                found: object = [lost_kicks(watch, ram, event_idx, earlier) for earlier in (0, 1, 2)]
+                found: object = [lost_kicks(watch, ram, layout, event_idx, earlier) for earlier in (0, 1, 2)]
             case "calls":
-                found = lost_calls(watch, ram, event_idx)
+                found = lost_calls(watch, ram, layout, event_idx)
             case "loads":
-                found = loads(watch, ram, event_idx)
+                found = (packed_loads if is_packed else loads)(watch, ram, event_idx)
     json.dump(found, sys.stdout)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.virtio.bench import Bench, Discard, signals
+from tests.virtio.bench import Bench, Discard, InOrderDiscard, PackedDiscard, signals
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import full_fence
 from vhostuser.virtio.layout import BURST, EVENT, WORK
@@ -24,6 +24,7 @@ SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], d
 ROUNDS = 5_000
 DEADLINE_MS = 20_000  # for what takes microseconds: only a lost notification needs it
 U16 = st.integers(0, 0xFFFF)
+LAYOUTS: dict[str, type[Any]] = {"split": Discard, "packed": PackedDiscard, "in order": InOrderDiscard}
 
 
 @pytest.mark.proves("VIO-NOTIFY-1", "VIO-NOTIFY-4")
@@ -167,9 +168,10 @@ def test_a_pipe_may_be_the_call_descriptor(ram: GuestRam, full: bool) -> None:
 
 @pytest.mark.proves("VIO-NOTIFY-5")
 @pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
-def test_no_order_of_adding_kicking_and_turning_loses_a_chain(ram: GuestRam, event_idx: bool) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_order_of_adding_kicking_and_turning_loses_a_chain(ram: GuestRam, layout: str, event_idx: bool) -> None:
     """All words of seven letters: the driver adds, or kicks if it is asked to; the device turns if it was kicked."""
-    with Discard(ram, 8, event_idx=event_idx) as bench:
+    with LAYOUTS[layout](ram, 8, event_idx=event_idx) as bench:
         driver, pump = bench.driver, bench.pump
         awake = True
         for word in product("akd", repeat=7):
@@ -196,26 +198,29 @@ def interleaved(*words: str) -> Any:
 
 @pytest.mark.proves("VIO-NOTIFY-5")
 @pytest.mark.parametrize("mode", ["flags", "event_idx"])
-def test_no_access_of_the_device_lets_a_kick_be_lost(mode: str) -> None:
-    assert interleaved("kicks", mode) == [[], [], []]
+@pytest.mark.parametrize("layout", ["split", "packed"])
+def test_no_access_of_the_device_lets_a_kick_be_lost(layout: str, mode: str) -> None:
+    assert interleaved("kicks", layout, mode) == [[], [], []]
 
 
 @pytest.mark.parametrize("mode", ["flags", "event_idx"])
-def test_without_the_second_look_kicks_are_lost(mode: str) -> None:
+@pytest.mark.parametrize("layout", ["split", "packed"])
+def test_without_the_second_look_kicks_are_lost(layout: str, mode: str) -> None:
     """The test before this one is able to fail."""
-    assert any(interleaved("kicks", mode, "no-second-look"))
+    assert any(interleaved("kicks", layout, mode, "no-second-look"))
 
 
 @pytest.mark.proves("VIO-NOTIFY-5")
 @pytest.mark.parametrize("mode", ["flags", "event_idx"])
-def test_no_access_of_the_device_lets_a_call_be_lost(mode: str) -> None:
-    assert interleaved("calls", mode) == []
+@pytest.mark.parametrize("layout", ["split", "packed"])
+def test_no_access_of_the_device_lets_a_call_be_lost(layout: str, mode: str) -> None:
+    assert interleaved("calls", layout, mode) == []
 
 
 @pytest.mark.proves("VIO-RING-14")
 @pytest.mark.parametrize("mode", ["flags", "event_idx"])
 def test_each_field_that_the_driver_writes_is_read_once(mode: str) -> None:
-    counted = interleaved("loads", mode)
+    counted = interleaved("loads", "split", mode)
     event_idx = mode == "event_idx"
     assert counted.pop("avail.idx") == 3  # a chain is there; then none is; and the second look of arming
     assert counted.pop("used_event") == event_idx
@@ -225,11 +230,25 @@ def test_each_field_that_the_driver_writes_is_read_once(mode: str) -> None:
     assert set(counted.values()) == {1}
 
 
+@pytest.mark.proves("VIO-RING-14")
+@pytest.mark.parametrize("mode", ["flags", "event_idx"])
+def test_each_field_of_a_packed_ring_is_read_once(mode: str) -> None:
+    """A chain of two slots, then an indirect one with a table of two."""
+    counted = interleaved("loads", "packed", mode)
+    assert counted.pop("desc[3].flags") == 3  # nothing behind the chains; again nothing; the second look of arming
+    assert counted.pop("desc[0].id") == 0  # the last slot of a chain has it
+    assert counted.pop("anything else") == 0
+    assert counted.pop("driver event") == 1
+    assert len(counted) == 3 * 4 - 1 + 2 * 3
+    assert set(counted.values()) == {1}
+
+
 @pytest.mark.proves("VIO-NOTIFY-5")
 @pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
-def test_two_threads_lose_no_notification(ram: GuestRam, event_idx: bool) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_threads_lose_no_notification(ram: GuestRam, layout: str, event_idx: bool) -> None:
     """Real threads, on two processors where there are two: each side sleeps unless it is told."""
-    with Discard(ram, 4, event_idx=event_idx) as bench:
+    with LAYOUTS[layout](ram, 4, event_idx=event_idx) as bench:
         driver = bench.driver
         todo: list[int] = []
         thread = threading.Thread(target=lambda: todo.append(bench.pump.run()), name="device")

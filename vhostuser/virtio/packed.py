@@ -112,19 +112,20 @@ class PackedRing(Ring):
             ValueError: a slot is not below the ring's size; the caller has to check what a front-end says.
         """
         first: cython.int
+        low, high = base & 0xFFFF, base >> 16
         if base == 0:
             with cython.nogil:
                 first = load_u16(self.slot(0) + 14)
-            base = 0 if first & DESC_USED else WRAP
-        if base >> 16 == 0:
-            base |= base << 16
-        avail, used = base & 0x7FFF, base >> 16 & 0x7FFF
+            low = 0 if first & DESC_USED else WRAP
+        if high == 0:
+            high = low
+        avail, used = low & 0x7FFF, high & 0x7FFF
         if max(avail, used) >= self.num:
             raise ValueError(f"packed position {base:#x} is not in a ring of {self.num} (vring {self.index})")
         self.next_avail = self.seen = avail
         self.next_used = used
-        self.avail_wrap = self.seen_wrap = bool(base & WRAP)
-        self.used_wrap = bool(base >> 16 & WRAP)
+        self.avail_wrap = self.seen_wrap = bool(low & WRAP)
+        self.used_wrap = bool(high & WRAP)
         self.in_hand = self.moved = 0
         self.held = -1
         self.blocked = self.signalled = False
