@@ -231,6 +231,20 @@ def test_a_split_base_has_sixteen_bits_and_a_packed_one_all() -> None:
     book >> ask(R.SET_VRING_BASE, VringState(0, 0x80008000)) << silence
 
 
+@pytest.mark.proves("VU-PACKED-1")
+@given(st.integers(0, 0x7FFF), st.booleans(), st.integers(0, 0x7FFF), st.booleans(), st.integers(1, MAX_VRING_NUM))
+def test_a_packed_base_lies_in_the_ring(avail: int, avail_wrap: bool, used: int, used_wrap: bool, num: int) -> None:
+    base = avail | avail_wrap << 15 | used << 16 | used_wrap << 31
+    try:
+        check_packed_base(3, base, num)
+    except PayloadError as error:
+        assert avail >= num or used >= num
+        slot = f"avail slot {avail}" if avail >= num else f"used slot {used}"
+        assert str(error) == f"SET_VRING_BASE: {slot} of {base:#x} is not below the size {num} (vring 3)"
+    else:
+        assert max(avail, used) < num
+
+
 @pytest.mark.proves("VU-RING-15")
 @pytest.mark.parametrize(
     ("layout", "part", "address", "legal"),
