@@ -168,6 +168,17 @@ def packed_loads(watch: Watch, ram: GuestRam, event_idx: bool) -> dict[str, int]
         return counted | {"anything else": watch.loads.total()}
 
 
+def bursts(watch: Watch, ram: GuestRam, layout: type[Layout]) -> list[int]:
+    """How many used chains a driver sees that looks before each access of a turn, in which a burst of three is used."""
+    with layout(ram, 4) as bench:
+        driver = bench.driver
+        seen: list[int] = []
+        bench.add(3)
+        watch.start(*((place, lambda: seen.append(driver.used_idx)) for place in range(1 << 10)))
+        bench.pump.turn()
+        return seen
+
+
 def void(_: object) -> None:
     """An action's result is nobody's."""
 
@@ -189,6 +200,8 @@ def main() -> None:
                 found: object = [lost_kicks(watch, ram, layout, event_idx, earlier) for earlier in (0, 1, 2)]
             case "calls":
                 found = lost_calls(watch, ram, layout, event_idx)
+            case "bursts":
+                found = bursts(watch, ram, layout)
             case "loads":
                 found = (packed_loads if is_packed else loads)(watch, ram, event_idx)
     json.dump(found, sys.stdout)
