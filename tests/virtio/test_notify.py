@@ -217,6 +217,11 @@ def test_no_access_of_the_device_lets_a_call_be_lost(layout: str, mode: str) -> 
     assert interleaved("calls", layout, mode) == []
 
 
+@pytest.mark.proves("VIO-PACKED-6")
+def test_a_burst_is_a_lap_at_most() -> None:
+    assert max(interleaved("laps")) == 2
+
+
 @pytest.mark.proves("VIO-RING-18")
 @pytest.mark.parametrize("layout", ["split", "packed"])
 def test_a_burst_becomes_visible_at_once(layout: str) -> None:
