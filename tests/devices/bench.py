@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from tests.virtio.bench import map_guest, start
+from tests.virtio.packed import PackedDriver
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.frontend.memory import GuestRam
@@ -23,10 +25,14 @@ class Net:
         pump: the pump; `rx` and `tx` are the driver's rings.
         port, host: the device's end and the test's end of the port, both without waiting.
         batching: whether pumps use io_uring; tests set it for both ways.
+        layout: the features of the rings' layout; tests set it for all.
         frame: a buffer with a header of zeros and a frame of 64.
     """
 
     batching = False
+    layout = 0
+    rx: Any  # a split ring's driver or a packed one's; tests of one layout write its fields
+    tx: Any
 
     def __init__(
         self,
@@ -40,7 +46,10 @@ class Net:
     ) -> None:
         self.ram = ram
         self.memory = map_guest(ram)
-        self.rx, self.tx = (DriverRing(ram, i, size, event_idx=event_idx) for i in range(2))
+        features |= self.layout
+        in_order = bool(features & VirtioFeature.IN_ORDER)
+        driver = PackedDriver if features & VirtioFeature.RING_PACKED else DriverRing
+        self.rx, self.tx = (driver(ram, i, size, event_idx=event_idx, in_order=in_order) for i in range(2))
         self.port, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.port, self.host):
             end.setblocking(False)
@@ -81,7 +90,8 @@ class Net:
 
     def transmit(self, packet: bytes, sizes: Sequence[int] = (), *, indirect: bool = False) -> int:
         """Make a packet (header included) available for sending."""
-        return self.tx.add(self.buffers(packet, sizes), indirect=indirect)
+        head: int = self.tx.add(self.buffers(packet, sizes), indirect=indirect)
+        return head
 
     def post(self, *sizes: int) -> list[tuple[int, int]]:
         """Make one receive chain available, of buffers of these sizes: the buffers, filled with 0xAA."""
@@ -95,10 +105,15 @@ class Net:
         """What the buffers hold."""
         return b"".join(self.ram.read(address, size) for address, size in buffers)
 
-    def reap_one(self, ring: DriverRing) -> Used:
+    def reap_one(self, ring: DriverRing | PackedDriver) -> Used:
         """The one chain that was used since the last time."""
         [used] = ring.reap()
         return used
+
+    def position(self, ring: DriverRing | PackedDriver) -> int:
+        """Where the device goes on that has nothing in hand, collecting what it has used."""
+        ring.reap()
+        return ring.last.packed * 0x10001 if isinstance(ring, PackedDriver) else ring.used_idx
 
     # ---- the host --------------------------------------------------------------------------------------------------
 

@@ -5,99 +5,99 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
+from typing import Protocol
 
 import pytest
 import trio
 import trio.testing
 
+from tests.frontend.devices import device_of, make_ring
 from tests.frontend.scripted import FEATURES, connected
-from vhostuser.errors import RemoteProtocolError
+from vhostuser.errors import ConnectionClosedError, LocalProtocolError, RemoteProtocolError
 from vhostuser.frontend import guest as g
 from vhostuser.frontend.client import RefusedError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature, NetHeader
-from vhostuser.frontend.split import DescriptorFlags, DriverRing, SplitRing, Used
+from vhostuser.frontend.packed import PackedDriverRing
+from vhostuser.frontend.rings import DriverQueue
+from vhostuser.frontend.split import DriverRing
+from vhostuser.wire.features import ProtocolFeature
+from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest
 
 MAC = bytes.fromhex("525400000001")
 FRAME = bytes(range(60))
 
 
-class Device:
-    """Plays the device on one ring: takes chains in order, uses them when told to."""
+class NetDevice:
+    """Plays the device on one ring: takes chains in order, and uses each at once."""
 
-    def __init__(self, ring: SplitRing) -> None:
-        self.ring = ring
-        self.position = ring.avail_idx
+    def __init__(self, ring: DriverQueue) -> None:
+        self.memory = ring.memory
+        self.device = device_of(ring)
 
-    def take(self) -> tuple[int, list[tuple[int, int, int]]]:
-        assert self.position != self.ring.avail_idx, "nothing is available"
-        head = index = self.ring.avail(self.position)
-        self.position = (self.position + 1) & 0xFFFF
-        buffers: list[tuple[int, int, int]] = []
-        while True:
-            descriptor = self.ring.descriptor(index)
-            buffers.append((descriptor.addr, descriptor.length, descriptor.flags & DescriptorFlags.WRITE))
-            if not descriptor.flags & DescriptorFlags.NEXT:
-                return head, buffers
-            index = descriptor.next
-
-    def use(self, head: int, written: int = 0) -> None:
-        self.ring.set_used(self.ring.used_idx, Used(head, written))
-        self.ring.used_idx += 1
+    @property
+    def has_available(self) -> bool:
+        return self.device.has_available
 
     def sent(self) -> bytes:
         """Take one transmitted frame with its header, and give its buffers back."""
-        head, buffers = self.take()
-        assert not any(writable for _, _, writable in buffers)
-        self.use(head)
-        return b"".join(self.ring.memory.read(addr, length) for addr, length, _ in buffers)
+        taken = self.device.take()
+        assert not any(writable for _, _, writable in taken.buffers)
+        self.device.use(taken)
+        return b"".join(self.memory.read(addr, length) for addr, length, _ in taken.buffers)
 
     def deliver(self, *pieces: bytes) -> None:
         """Put each piece into a receive buffer of its own."""
         for piece in pieces:
-            head, [(addr, length, writable)] = self.take()
+            taken = self.device.take()
+            [(addr, length, writable)] = taken.buffers
             assert writable
             assert len(piece) <= length
-            self.ring.memory.write(addr, piece)
-            self.use(head, len(piece))
+            self.memory.write(addr, piece)
+            self.device.use(taken, written=len(piece))
 
 
 class Wire:
     """A driver, and the device at the other side of its rings."""
 
-    def __init__(self, memory: GuestRam, features: int) -> None:
-        self.rings = [DriverRing(memory, i, 16, event_idx=bool(features & NetFeature.EVENT_IDX)) for i in range(2)]
-        self.rx, self.tx = (Device(ring) for ring in self.rings)
+    def __init__(self, memory: GuestRam, packed: bool, features: int) -> None:
+        event_idx = bool(features & NetFeature.EVENT_IDX)
+        self.rings = [make_ring(memory, packed, i, 16, event_idx=event_idx) for i in range(2)]
+        self.rx, self.tx = (NetDevice(ring) for ring in self.rings)
         self.driver = NetDriver(self.rings[0], self.rings[1], features, rx_buffer_size=128)
         self.driver.fill()
 
 
-@pytest.fixture
-def wires(memory: GuestRam) -> Iterator[ExitStack]:
+class WireMaker(Protocol):
+    def __call__(self, features: int = DRIVER_FEATURES) -> Wire: ...
+
+
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def make_wire(request: pytest.FixtureRequest, memory: GuestRam) -> Iterator[WireMaker]:
     with ExitStack() as stack:
-        yield stack
 
+        def make(features: int = DRIVER_FEATURES) -> Wire:
+            wire = Wire(memory, request.param, features)
+            stack.callback(wire.driver.close)
+            return wire
 
-def make_wire(memory: GuestRam, stack: ExitStack, features: int = DRIVER_FEATURES) -> Wire:
-    wire = Wire(memory, features)
-    stack.callback(wire.driver.close)
-    return wire
+        yield make
 
 
 @pytest.mark.parametrize(
     ("features", "size"), [(DRIVER_FEATURES, 12), (NetFeature.VERSION_1, 12), (NetFeature.MRG_RXBUF, 12), (0, 10)]
 )
-async def test_a_sent_frame_has_its_header(features: int, size: int, memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires, features)
+async def test_a_sent_frame_has_its_header(features: int, size: int, make_wire: WireMaker) -> None:
+    wire = make_wire(features)
     await wire.driver.send(FRAME)
     assert wire.tx.sent() == bytes(size) + FRAME
 
 
-async def test_a_header_is_sent_as_given(memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires)
+async def test_a_header_is_sent_as_given(make_wire: WireMaker) -> None:
+    wire = make_wire()
     header = NetHeader(1, 0x81, 54, 1448, 34, 16)
     await wire.driver.send(FRAME, header)
     sent = wire.tx.sent()
@@ -105,8 +105,8 @@ async def test_a_header_is_sent_as_given(memory: GuestRam, wires: ExitStack) -> 
     assert NetHeader.parse(sent[:12]) == header
 
 
-async def test_more_frames_than_the_ring_holds(memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires)
+async def test_more_frames_than_the_ring_holds(make_wire: WireMaker) -> None:
+    wire = make_wire()
     frames = [bytes([i]) * 60 for i in range(50)]
     sent: list[bytes] = []
 
@@ -118,42 +118,42 @@ async def test_more_frames_than_the_ring_holds(memory: GuestRam, wires: ExitStac
         nursery.start_soon(send_all)
         while len(sent) < len(frames):
             await trio.testing.wait_all_tasks_blocked()
-            while wire.tx.position != wire.tx.ring.avail_idx:
+            while wire.tx.has_available:
                 sent.append(wire.tx.sent()[12:])
             os.eventfd_write(wire.rings[1].call_fd.fileno(), 1)
     assert sent == frames
     assert wire.driver.collect_sent() == 0
 
 
-async def test_a_frame_that_is_too_long(memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires)
+async def test_a_frame_that_is_too_long(make_wire: WireMaker) -> None:
+    wire = make_wire()
     with pytest.raises(ValueError, match="exceed 2048"):
         await wire.driver.send(bytes(2037))
 
 
 @pytest.mark.parametrize("features", [DRIVER_FEATURES, NetFeature.VERSION_1])
-async def test_a_received_frame(features: int, memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires, features)
+async def test_a_received_frame(features: int, make_wire: WireMaker) -> None:
+    wire = make_wire(features)
     header = NetHeader(flags=2, num_buffers=1)
     wire.rx.deliver(header.pack(12) + FRAME)
     assert await wire.driver.receive() == (header, FRAME)
     assert wire.driver.poll() is None
 
 
-async def test_without_mergeable_buffers_their_number_is_not_looked_at(memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires, NetFeature.VERSION_1)
+async def test_without_mergeable_buffers_their_number_is_not_looked_at(make_wire: WireMaker) -> None:
+    wire = make_wire(NetFeature.VERSION_1)
     wire.rx.deliver(NetHeader(num_buffers=0).pack(12) + FRAME)
     assert await wire.driver.receive() == (NetHeader(num_buffers=0), FRAME)
 
 
-async def test_a_received_frame_with_a_legacy_header(memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires, 0)
+async def test_a_received_frame_with_a_legacy_header(make_wire: WireMaker) -> None:
+    wire = make_wire(0)
     wire.rx.deliver(NetHeader().pack(10) + FRAME)
     assert (await wire.driver.receive()).frame == FRAME
 
 
-async def test_a_frame_in_several_buffers(memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires)
+async def test_a_frame_in_several_buffers(make_wire: WireMaker) -> None:
+    wire = make_wire()
     first = NetHeader(num_buffers=3).pack(12) + b"a" * 116
     wire.rx.deliver(first, b"b" * 128)
     assert wire.driver.poll() is None
@@ -162,8 +162,8 @@ async def test_a_frame_in_several_buffers(memory: GuestRam, wires: ExitStack) ->
     assert (await wire.driver.receive()).frame == FRAME
 
 
-async def test_buffers_go_round(memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires)
+async def test_buffers_go_round(make_wire: WireMaker) -> None:
+    wire = make_wire()
     for i in range(100):
         wire.rx.deliver(NetHeader(num_buffers=1).pack(12) + bytes([i]) * 60)
         assert (await wire.driver.receive()).frame == bytes([i]) * 60
@@ -178,17 +178,15 @@ async def test_buffers_go_round(memory: GuestRam, wires: ExitStack) -> None:
         (DRIVER_FEATURES, NetHeader(num_buffers=17).pack(12), "num_buffers 17"),
     ],
 )
-async def test_headers_that_cannot_be(
-    features: int, piece: bytes, reason: str, memory: GuestRam, wires: ExitStack
-) -> None:
-    wire = make_wire(memory, wires, features)
+async def test_headers_that_cannot_be(features: int, piece: bytes, reason: str, make_wire: WireMaker) -> None:
+    wire = make_wire(features)
     wire.rx.deliver(piece)
     with pytest.raises(RemoteProtocolError, match=reason):
         await wire.driver.receive()
 
 
-async def test_a_guest_answers_over_the_rings(memory: GuestRam, wires: ExitStack) -> None:
-    wire = make_wire(memory, wires)
+async def test_a_guest_answers_over_the_rings(make_wire: WireMaker) -> None:
+    wire = make_wire()
     address, peer = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2").packed
     request = g.arp_request(MAC, peer, address.packed)
     async with trio.open_nursery() as nursery:
@@ -224,3 +222,72 @@ async def test_start_that_fails_leaves_nothing_open(memory: GuestRam) -> None:
         back_end.acks[FrontendRequest.SET_VRING_NUM] = 1
         with pytest.raises(RefusedError, match="SET_VRING_NUM: refused"):
             await NetDriver.start(front_end, memory, size=16)
+
+
+OFFERED = FEATURES | NetFeature.RING_PACKED | NetFeature.IN_ORDER | NetFeature.MQ
+
+
+async def test_the_layout_is_what_was_asked_for(memory: GuestRam) -> None:
+    async with connected() as (front_end, back_end):
+        back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)
+        with closing(await NetDriver.start(front_end, memory, packed=True, in_order=True, size=7)) as driver:
+            assert front_end.features == FEATURES | NetFeature.RING_PACKED | NetFeature.IN_ORDER
+            assert isinstance(driver.rx, PackedDriverRing)
+            assert driver.tx.in_order
+            assert driver.tx.event_idx
+            assert driver.rx.in_flight == 7
+        bases = [line for line in back_end.seen if line.startswith("SET_VRING_BASE")]
+        assert bases == [f"SET_VRING_BASE index={i} num=0x80008000 need_reply" for i in range(2)]
+
+
+async def test_without_being_asked_rings_are_split(memory: GuestRam) -> None:
+    async with connected() as (front_end, back_end):
+        back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)
+        with closing(await NetDriver.start(front_end, memory, size=16)) as driver:
+            assert isinstance(driver.rx, DriverRing)
+            assert not driver.rx.in_order
+
+
+@pytest.mark.parametrize(("asked", "missing"), [("packed", "RING_PACKED"), ("in_order", "IN_ORDER")])
+async def test_what_is_asked_for_and_not_offered(asked: str, missing: str, memory: GuestRam) -> None:
+    async with connected() as (front_end, _):
+        with pytest.raises(LocalProtocolError, match=f"offers {FEATURES:#x}, without .*{missing}"):
+            await NetDriver.start(front_end, memory, packed=asked == "packed", in_order=asked == "in_order")
+
+
+async def test_several_pairs(memory: GuestRam) -> None:
+    async with connected() as (front_end, back_end):
+        back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)
+        drivers = await NetDriver.start_pairs(front_end, memory, 3, size=16)
+        with ExitStack() as stack:
+            for driver in drivers:
+                stack.enter_context(closing(driver))
+            assert [(driver.rx.index, driver.tx.index) for driver in drivers] == [(0, 1), (2, 3), (4, 5)]
+        assert front_end.features == FEATURES | NetFeature.MQ
+        requests = [line.split()[0] for line in back_end.seen]
+        assert requests.index("GET_QUEUE_NUM") < requests.index("SET_VRING_NUM")
+        assert requests.count("SET_MEM_TABLE") == 1
+        assert requests.count("SET_VRING_ENABLE") == 6
+
+
+async def test_more_pairs_than_there_are(memory: GuestRam) -> None:
+    async with connected() as (front_end, back_end):
+        back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)
+        with pytest.raises(LocalProtocolError, match="5 queue pairs: the back-end has 4"):
+            await NetDriver.start_pairs(front_end, memory, 5)
+
+
+async def test_pairs_without_the_protocol_feature(memory: GuestRam) -> None:
+    async with connected() as (front_end, back_end):
+        back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)
+        back_end.replies[FrontendRequest.GET_PROTOCOL_FEATURES] = U64(ProtocolFeature.REPLY_ACK)
+        with pytest.raises(LocalProtocolError, match=r"2 queue pairs: .* protocol feature MQ"):
+            await NetDriver.start_pairs(front_end, memory, 2)
+
+
+async def test_pairs_that_fail_leave_nothing_open(memory: GuestRam) -> None:
+    async with connected() as (front_end, back_end):
+        back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)
+        back_end.leaves_after = FrontendRequest.SET_VRING_ENABLE
+        with pytest.raises(ConnectionClosedError):
+            await NetDriver.start_pairs(front_end, memory, 2, size=16)

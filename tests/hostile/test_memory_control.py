@@ -20,7 +20,7 @@ import pytest
 import trio
 
 from tests.hostile.attack import Running, accepted, ask, borrowed, closed, eventfd, refused, signalled, talking
-from tests.hostile.victim import DEADLINE, Victim, exchange, good_session
+from tests.hostile.victim import DEADLINE, Victim, exchange, good_session, split_rings
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import MIB, USERSPACE_BASE, GuestRam
 from vhostuser.frontend.net import NetDriver
@@ -486,11 +486,11 @@ async def test_a_table_that_lacks_the_rings(victim: Victim, running: Running, ca
     await exchange(victim, driver)
     with memfd() as fd:
         await accepted(front_end, table(region(1 << 40, userspace_addr=1 << 40), fds=[fd]))
-    for ring in (driver.rx, driver.tx):
+    for ring in split_rings(driver):
         await signalled(ring.err_fd.fileno())
         assert await front_end.stop_ring(ring) == ring.used_idx
     await front_end.set_mem_table(running.memory)
-    for ring in (driver.rx, driver.tx):
+    for ring in split_rings(driver):
         await front_end.start_ring(ring)
     await exchange(victim, driver)
 

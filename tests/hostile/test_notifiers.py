@@ -23,7 +23,7 @@ from tests.hostile.attack import (
     refused,
     talking,
 )
-from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of
+from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
 from vhostuser.errors import ConnectionClosedError
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
@@ -173,7 +173,7 @@ async def test_notifiers_that_are_odd(
         for ring in (driver.rx, driver.tx):
             await accepted(front_end, ask(request_, VringFd(ring.index), [fd]))
         if request_ is R.SET_VRING_ERR:
-            for ring in (driver.rx, driver.tx):
+            for ring in split_rings(driver):
                 ring.avail_idx += NUM + 1
                 ring.kick(force=True)
             await victim.port.send(bytes(60))
@@ -218,8 +218,9 @@ async def test_the_connections_own_socket(victim: Victim, request_: R, case: Non
                 with suppress(ConnectionClosedError):
                     for _ in range(10):
                         await front_end.send_frame(ask(R.GET_FEATURES, flags=REQUEST))
-                driver.tx.avail_idx += 1
-                driver.tx.kick(force=True)
+                _, tx = split_rings(driver)
+                tx.avail_idx += 1
+                tx.kick(force=True)
 
 
 @pytest.mark.parametrize("end", ["stops", "vanishes"])
@@ -227,12 +228,13 @@ async def test_the_connections_own_socket(victim: Victim, request_: R, case: Non
 async def test_a_call_that_blocks_after_it_was_checked(victim: Victim, running: Running, end: str, case: None) -> None:
     """O_NONBLOCK belongs to the open file, which the peer holds too: it clears it behind our back, again and again."""
     driver = running.driver
+    _, tx = split_rings(driver)
     with borrowed(eventfd()) as (call,), trio.fail_after(DEADLINE):
         await accepted(running.front_end, ask(R.SET_VRING_CALL, VringFd(1), [call]))
         for _ in range(3):
             fill(call)
             os.set_blocking(call, True)
-            driver.tx.used_event = driver.tx.used_idx
+            tx.used_event = tx.used_idx
             await driver.send(bytes(60))
             assert await victim.port.receive() == bytes(60)
             await running.front_end.enable_ring(driver.tx)  # the thread hangs in a write, and is fetched out of it
@@ -253,7 +255,7 @@ async def test_a_call_that_is_kept_full_and_blocking(victim: Victim, running: Ru
         fill(call)
         with working(lambda: keep_full(call)):
             for i in range(5):
-                for ring in (driver.rx, driver.tx):
+                for ring in split_rings(driver):
                     ring.used_event = ring.used_idx  # every chain is worth a call
                 await driver.send(frame_of(i))
                 assert await victim.port.receive() == frame_of(i)
@@ -274,7 +276,7 @@ def keep_full(fd: int) -> None:
 
 @pytest.mark.parametrize("case", [pytest.param(None, id="Q6-err-eventfd-made-to-block-later")])
 async def test_an_err_that_blocks_after_it_was_checked(running: Running, case: None) -> None:
-    ring = running.driver.tx
+    _, ring = split_rings(running.driver)
     with borrowed(eventfd()) as (err,), trio.fail_after(DEADLINE):
         await accepted(running.front_end, ask(R.SET_VRING_ERR, VringFd(1), [err]))
         fill(err)

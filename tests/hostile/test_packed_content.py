@@ -16,12 +16,13 @@ import pytest
 import trio
 
 from tests.hostile.raw import LAYOUT, RX, SIZE, TX, memory
-from tests.hostile.victim import DEADLINE, Victim, frame_of
+from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of
 from tests.virtio.bench import signals
 from tests.virtio.packed import AVAIL, DESC, INDIRECT, NEXT, USED, WRITE, PackedDriver, Slot
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import MIB, GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
+from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.split import full_fence
 from vhostuser.virtio.features import VirtioFeature
 
@@ -300,6 +301,23 @@ async def test_v12_a_buffer_in_the_ring_itself(victim: Victim, memory: GuestRam,
         await session.restart(ring)
         victim.port.flush()
         await session.goes_on(TX, 2)
+
+
+@pytest.mark.parametrize("size", [3, 100, 256])
+@pytest.mark.parametrize("in_order", [False, True], ids=["any-order", "in-order"])
+async def test_the_front_ends_own_packed_rings(victim: Victim, size: int, in_order: bool) -> None:
+    """Written apart from the device's side, and from the driver of these tests."""
+    features = FEATURES | (VirtioFeature.IN_ORDER if in_order else 0)
+    with GuestRam() as ram, trio.fail_after(DEADLINE):
+        async with await victim.connect() as front_end:
+            with closing(await NetDriver.start(front_end, ram, features=features, size=size)) as driver:
+                assert isinstance(driver.tx, PackedDriverRing)
+                victim.port.flush()
+                for _ in range(4):
+                    await exchange(victim, driver, 2 * size // 3)
+                    for ring in (driver.rx, driver.tx):
+                        assert await front_end.stop_ring(ring) == ring.base
+                        await front_end.start_ring(ring)
 
 
 @pytest.mark.parametrize("in_order", [False, True], ids=["any-order", "in-order"])

@@ -23,7 +23,7 @@ from tests.hostile.attack import (
     refused,
     signalled,
 )
-from tests.hostile.victim import DEADLINE, Victim, exchange
+from tests.hostile.victim import DEADLINE, Victim, exchange, split_rings
 from tests.virtio.packed import PackedDriver
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
@@ -287,7 +287,7 @@ async def test_a_position_of_more_than_sixteen_bits(victim: Victim, halted: Runn
     ],
 )
 async def test_a_position_far_from_the_avail_index(victim: Victim, halted: Running, base: int, avail_idx: int) -> None:
-    ring = halted.driver.tx
+    _, ring = split_rings(halted.driver)
     ring.avail_idx = avail_idx
     ring.base = base
     await halted.front_end.start_ring(ring)

@@ -23,6 +23,7 @@ from vhostuser.devices.net.device import NetDevice
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
+from vhostuser.frontend.split import DriverRing
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.channel import Limits
 from vhostuser.transport.endpoints import Endpoint, listen
@@ -107,6 +108,13 @@ async def exchange(victim: Victim, driver: NetDriver, packets: int = PACKETS) ->
         assert await victim.port.receive() == frame
         await victim.port.send(frame)
         assert (await driver.receive()).frame == frame
+
+
+def split_rings(driver: NetDriver) -> tuple[DriverRing, DriverRing]:
+    """A driver's receive and transmit ring, which have the split layout, for tests that write their fields."""
+    assert isinstance(driver.rx, DriverRing)
+    assert isinstance(driver.tx, DriverRing)
+    return driver.rx, driver.tx
 
 
 def frame_of(number: int) -> bytes:

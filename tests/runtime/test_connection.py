@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.hostile.attack import Running, accepted, ask, borrowed, eventfd, refused, signalled
-from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of
+from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
 from vhostuser.errors import PortError
 from vhostuser.frontend.client import FrontEnd, RefusedError
 from vhostuser.frontend.memory import GuestRam
@@ -165,14 +165,15 @@ async def test_the_position_of_a_stopped_ring_counts_what_was_used(victim: Victi
 @pytest.mark.proves("VU-RING-10")
 async def test_a_stopped_ring_is_left_alone_and_a_restart_goes_on(victim: Victim, running: Running) -> None:
     driver, front_end = running.driver, running.front_end
+    rx, tx = split_rings(driver)
     for _ in range(5):
         await exchange(victim, driver, 3)
-        for ring in (driver.rx, driver.tx):
+        for ring in (rx, tx):
             await front_end.stop_ring(ring)
-        used = driver.tx.used_idx, driver.rx.used_idx
+        used = tx.used_idx, rx.used_idx
         await driver.send(frame_of(1))
-        assert (driver.tx.used_idx, driver.rx.used_idx) == used
-        for ring in (driver.rx, driver.tx):
+        assert (tx.used_idx, rx.used_idx) == used
+        for ring in (rx, tx):
             await front_end.start_ring(ring)
         assert await victim.port.receive() == frame_of(1)
 
@@ -226,10 +227,11 @@ async def test_a_disabled_receive_ring_yields_nothing(victim: Victim, running: R
 async def test_a_broken_ring_starts_again_once_it_was_stopped(victim: Victim, running: Running) -> None:
     driver, front_end = running.driver, running.front_end
     await exchange(victim, driver, 3)
-    driver.tx.avail_idx += 1000
-    os.eventfd_write(driver.tx.kick_fd.fileno(), 1)
-    await signalled(driver.tx.err_fd.fileno())
-    driver.tx.avail_idx -= 1000
+    _, tx = split_rings(driver)
+    tx.avail_idx += 1000
+    os.eventfd_write(tx.kick_fd.fileno(), 1)
+    await signalled(tx.err_fd.fileno())
+    tx.avail_idx -= 1000
     await front_end.stop_ring(driver.tx)
     await front_end.start_ring(driver.tx)
     await exchange(victim, driver)

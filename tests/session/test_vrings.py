@@ -22,7 +22,7 @@ from tests.session.playbook import (
 from tests.wire.payloads import PROPERTY, payloads
 from vhostuser.errors import NotNegotiatedError, PayloadError, StateError
 from vhostuser.session.backend import Done
-from vhostuser.session.vrings import MAX_VRING_NUM, VringStatus, check_vring_values, vring_index
+from vhostuser.session.vrings import MAX_VRING_NUM, VringStatus, check_packed_base, check_vring_values, vring_index
 from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import U64, DeviceState, Payload, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest, LegalState, Reply, RequestSpec
@@ -229,6 +229,18 @@ def test_a_split_base_has_sixteen_bits_and_a_packed_one_all() -> None:
     book >> ask(R.SET_VRING_BASE, VringState(0, 0x10000)) << refused(PayloadError, "0x10000 is above 0xffff") << silence
     book = negotiated(virtio_features=F.RING_PACKED)
     book >> ask(R.SET_VRING_BASE, VringState(0, 0x80008000)) << silence
+
+
+@pytest.mark.proves("VU-PACKED-1")
+@given(st.integers(0, 0x7FFF), st.booleans(), st.integers(0, 0x7FFF), st.booleans(), st.integers(1, MAX_VRING_NUM))
+def test_a_packed_base_lies_in_the_ring(avail: int, avail_wrap: bool, used: int, used_wrap: bool, num: int) -> None:
+    base = avail | avail_wrap << 15 | used << 16 | used_wrap << 31
+    if max(avail, used) < num:
+        check_packed_base(3, base, num)
+        return
+    slot = f"avail slot {avail}" if avail >= num else f"used slot {used}"
+    with pytest.raises(PayloadError, match=rf"{slot} of {base:#x} is not below the size {num} \(vring 3\)"):
+        check_packed_base(3, base, num)
 
 
 @pytest.mark.proves("VU-RING-15")

@@ -18,6 +18,7 @@ from itertools import combinations_with_replacement, product
 from typing import Any
 
 from tests.virtio.bench import NEXT, Discard, PackedDiscard, put_table, signals, turn_until_idle
+from tests.virtio.packed import AVAIL, USED
 from vhostuser import edition
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import DescriptorFlags, full_fence
@@ -168,6 +169,40 @@ def packed_loads(watch: Watch, ram: GuestRam, event_idx: bool) -> dict[str, int]
         return counted | {"anything else": watch.loads.total()}
 
 
+def bursts(watch: Watch, ram: GuestRam, layout: type[Layout]) -> list[int]:
+    """How many used chains a driver sees that looks before each access of a turn, in which a burst of three is used."""
+    with layout(ram, 4) as bench:
+        driver = bench.driver
+        seen: list[int] = []
+        bench.add(3)
+        watch.start(*((place, lambda: seen.append(driver.used_idx)) for place in range(1 << 10)))
+        bench.pump.turn()
+        return seen
+
+
+def laps(watch: Watch, ram: GuestRam) -> list[int]:
+    """Bursts from a ring of two whose driver makes its slots available anew, a lap on, before each access."""
+    with PackedDiscard(ram, 2) as bench:
+        taken: list[int] = []
+        give = packed.PackedRing.give
+
+        def giving(ring: packed.PackedRing, count: int) -> None:
+            taken.append(ring.taken)
+            give(ring, count)
+
+        packed.PackedRing.give = giving  # type: ignore[method-assign,assignment]
+
+        lap = [AVAIL] * 8 + [USED] * 8  # two chains are fetched by eight accesses
+
+        def again(flags: int) -> None:
+            for slot in range(2):
+                ram.store_u16(bench.driver.desc_addr + 16 * slot + 14, flags)
+
+        watch.start(*((place, lambda flags=flags: again(flags)) for place, flags in enumerate(lap * 64)))
+        bench.pump.turn(16)
+        return taken
+
+
 def void(_: object) -> None:
     """An action's result is nobody's."""
 
@@ -189,6 +224,10 @@ def main() -> None:
                 found: object = [lost_kicks(watch, ram, layout, event_idx, earlier) for earlier in (0, 1, 2)]
             case "calls":
                 found = lost_calls(watch, ram, layout, event_idx)
+            case "bursts":
+                found = bursts(watch, ram, layout)
+            case "laps":
+                found = laps(watch, ram)
             case "loads":
                 found = (packed_loads if is_packed else loads)(watch, ram, event_idx)
     json.dump(found, sys.stdout)

@@ -145,6 +145,11 @@ class PackedDriver:
         """Slots that no chain uses."""
         return self.size - sum(chain.span for chain in self.chains)
 
+    @property
+    def in_flight(self) -> int:
+        """Chains that were made available and not collected yet."""
+        return len(self.chains)
+
     def add(self, readable: Sequence[Buffer] = (), writable: Sequence[Buffer] = (), *, indirect: bool = False) -> int:
         """Make a chain of buffers available and return its id."""
         pieces = [(*buffer, 0) for buffer in readable] + [(*buffer, WRITE) for buffer in writable]

@@ -255,6 +255,19 @@ def test_no_access_of_the_device_lets_a_call_be_lost(layout: str, mode: str) -> 
     assert interleaved("calls", layout, mode) == []
 
 
+@pytest.mark.proves("VIO-PACKED-6")
+def test_a_burst_is_a_lap_at_most() -> None:
+    assert max(interleaved("laps")) == 2
+
+
+@pytest.mark.proves("VIO-RING-18")
+@pytest.mark.parametrize("layout", ["split", "packed"])
+def test_a_burst_becomes_visible_at_once(layout: str) -> None:
+    seen = interleaved("bursts", layout)
+    assert sorted(seen) == seen
+    assert set(seen) == {0, 3}
+
+
 @pytest.mark.proves("VIO-RING-14")
 @pytest.mark.parametrize("mode", ["flags", "event_idx"])
 def test_each_field_that_the_driver_writes_is_read_once(mode: str) -> None:

@@ -420,14 +420,18 @@ def test_a_position_beyond_the_ring_is_refused_by_the_ring_too(bench: PackedBenc
     assert not bench.ring.started
 
 
-def test_a_chain_that_is_out_when_its_ring_stops_goes_back(bench: PackedBench) -> None:
-    bench.driver.add([bench.buffer(b"later"), bench.buffer(b" on")], indirect=False)
-    assert bench.pump.turn() == EVENT
-    assert bench.ring.stop() == FRESH
-    assert bench.driver.used_idx == 0
-    start(bench.ring, bench.driver, bench.memory)
-    assert bench.pump.turn() == EVENT
-    assert bench.pump.read(bench.pump.ticket) == b"later on"
+@pytest.mark.proves("VIO-PACKED-7")
+@pytest.mark.parametrize("base", [FRESH, 0x000F_000F, 0x800F_800F], ids=hex)
+def test_a_chain_that_is_out_when_its_ring_stops_goes_back(ram: GuestRam, base: int) -> None:
+    """Over the end of the ring too."""
+    with PackedBench(ram, base=base) as bench:
+        bench.driver.add([bench.buffer(b"later"), bench.buffer(b" on")])
+        assert bench.pump.turn() == EVENT
+        assert bench.ring.stop() == base
+        assert bench.driver.used_idx == 0
+        start(bench.ring, bench.driver, bench.memory)
+        assert bench.pump.turn() == EVENT
+        assert bench.pump.read(bench.pump.ticket) == b"later on"
 
 
 # ---- in order --------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vhostuser.frontend.memory import GuestRam
-    from vhostuser.frontend.split import DriverRing
+    from vhostuser.frontend.rings import DriverQueue
     from vhostuser.wire.frames import Frame
 
 DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
@@ -207,7 +207,7 @@ class FrontEnd(trio.abc.AsyncResource):
         """Tell all of a guest's memory."""
         await self.request(FrontendRequest.SET_MEM_TABLE, memory.table(), memory.fds())
 
-    async def start_ring(self, ring: DriverRing, *, enable: bool = True, log_addr: int | None = None) -> None:
+    async def start_ring(self, ring: DriverQueue, *, enable: bool = True, log_addr: int | None = None) -> None:
         """Tell a ring's size, position, addresses and eventfds, which starts it, and enable it.
 
         Args:
@@ -226,12 +226,12 @@ class FrontEnd(trio.abc.AsyncResource):
         if enable:
             await self.enable_ring(ring)
 
-    async def enable_ring(self, ring: DriverRing, enable: bool = True) -> None:
+    async def enable_ring(self, ring: DriverQueue, enable: bool = True) -> None:
         """Enable or disable a ring. Does nothing without PROTOCOL_FEATURES, where there is no such request."""
         if self.features & VhostFeature.PROTOCOL_FEATURES:
             await self.request(FrontendRequest.SET_VRING_ENABLE, VringState(ring.index, int(enable)))
 
-    async def stop_ring(self, ring: DriverRing) -> int:
+    async def stop_ring(self, ring: DriverQueue) -> int:
         """Stop a ring; return its position, from which the next start goes on."""
         reply = await self.request(FrontendRequest.GET_VRING_BASE, VringState(ring.index, 0))
         assert isinstance(reply, VringState), reply  # as in _word
@@ -255,7 +255,7 @@ class FrontEnd(trio.abc.AsyncResource):
         self.backend_channel = channel
         return channel
 
-    def vring_addr(self, ring: DriverRing, log_addr: int | None = None) -> VringAddr:
+    def vring_addr(self, ring: DriverQueue, log_addr: int | None = None) -> VringAddr:
         """The payload of SET_VRING_ADDR for a ring, in the kind of addresses that was negotiated."""
 
         def told(guest_phys_addr: int) -> int:

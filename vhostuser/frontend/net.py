@@ -1,4 +1,4 @@
-"""A small network driver over one pair of rings: frames out, frames in.
+"""A small network driver over a pair of rings: frames out, frames in.
 
 Must not know: what the frames hold.
 
@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict, Unpack
 
 import trio
 
-from vhostuser.errors import RemoteProtocolError
+from vhostuser.errors import LocalProtocolError, RemoteProtocolError
+from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.split import DriverRing
+from vhostuser.wire.features import ProtocolFeature
+from vhostuser.wire.messages import U64
+from vhostuser.wire.requests import FrontendRequest
 
 if TYPE_CHECKING:
     from vhostuser.frontend.client import FrontEnd
     from vhostuser.frontend.memory import GuestRam
+    from vhostuser.frontend.rings import DriverQueue
 
 
 class NetFeature(IntFlag):
@@ -42,12 +48,18 @@ class NetFeature(IntFlag):
     """The same for TCP/IPv6."""
     MRG_RXBUF = 1 << 15
     """A received frame may take several buffers."""
+    MQ = 1 << 22
+    """There is more than one queue pair."""
     INDIRECT_DESC = 1 << 28
     """A descriptor may stand for a table of descriptors."""
     EVENT_IDX = 1 << 29
     """Kicks and calls are asked for by index."""
     VERSION_1 = 1 << 32
     """Modern virtio: little-endian, twelve-byte header."""
+    RING_PACKED = 1 << 34
+    """Rings have the packed layout."""
+    IN_ORDER = 1 << 35
+    """The device uses buffers in the order in which they were made available."""
 
 
 DRIVER_FEATURES = NetFeature.MRG_RXBUF | NetFeature.INDIRECT_DESC | NetFeature.EVENT_IDX | NetFeature.VERSION_1
@@ -96,8 +108,21 @@ class Packet(NamedTuple):
     frame: bytes
 
 
+class Sizes(TypedDict, total=False):
+    """How large a driver makes its rings and buffers.
+
+    Attributes:
+        size: Descriptors in each ring, 256 unless told otherwise.
+        rx_buffer_size, tx_buffer_size: As for :class:`NetDriver`.
+    """
+
+    size: int
+    rx_buffer_size: int
+    tx_buffer_size: int
+
+
 class NetDriver:
-    """A driver for one queue pair.
+    """A driver for one queue pair, with rings of either layout.
 
     Args:
         rx: The receive ring, of an even number.
@@ -108,7 +133,7 @@ class NetDriver:
     """
 
     def __init__(
-        self, rx: DriverRing, tx: DriverRing, features: int, rx_buffer_size: int = 2048, tx_buffer_size: int = 2048
+        self, rx: DriverQueue, tx: DriverQueue, features: int, rx_buffer_size: int = 2048, tx_buffer_size: int = 2048
     ) -> None:
         self.rx = rx
         self.tx = tx
@@ -130,16 +155,57 @@ class NetDriver:
         memory: GuestRam,
         *,
         features: int = DRIVER_FEATURES,
-        size: int = 256,
-        rx_buffer_size: int = 2048,
-        tx_buffer_size: int = 2048,
+        packed: bool = False,
+        in_order: bool = False,
+        **sizes: Unpack[Sizes],
     ) -> NetDriver:
-        """Bring a device up: negotiate, tell the memory, and open the first pair."""
-        await front_end.negotiate(features)
-        await front_end.set_mem_table(memory)
-        return await cls.open_pair(
-            front_end, memory, size=size, rx_buffer_size=rx_buffer_size, tx_buffer_size=tx_buffer_size
+        """Bring a device up with one queue pair; see :meth:`start_pairs`."""
+        [driver] = await cls.start_pairs(
+            front_end, memory, 1, features=features, packed=packed, in_order=in_order, **sizes
         )
+        return driver
+
+    @classmethod
+    async def start_pairs(
+        cls,
+        front_end: FrontEnd,
+        memory: GuestRam,
+        pairs: int,
+        *,
+        features: int = DRIVER_FEATURES,
+        packed: bool = False,
+        in_order: bool = False,
+        **sizes: Unpack[Sizes],
+    ) -> list[NetDriver]:
+        """Bring a device up: negotiate, tell the memory, and open so many queue pairs.
+
+        Args:
+            front_end: The connection, nothing said on it yet.
+            memory: The guest's memory.
+            pairs: Number of queue pairs; more than one need MQ.
+            features: Virtio features to acknowledge if they are offered.
+            packed: Insist on RING_PACKED. Without it, the rings are packed if `features` say so and it is offered.
+            in_order: Insist on IN_ORDER.
+            **sizes: See :class:`Sizes`.
+
+        Raises:
+            LocalProtocolError: The back-end does not offer what is insisted on, or has fewer queue pairs.
+        """
+        insisted = NetFeature.RING_PACKED * packed | NetFeature.IN_ORDER * in_order | NetFeature.MQ * (pairs > 1)
+        await front_end.negotiate(features | insisted)
+        if missing := NetFeature(insisted & ~int(front_end.features)):
+            raise LocalProtocolError(f"the back-end offers {front_end.offered:#x}, without {missing!r}")
+        if pairs > 1:
+            await _check_pairs(front_end, pairs)
+        await front_end.set_mem_table(memory)
+        drivers: list[NetDriver] = []
+        with ExitStack() as opened:
+            for pair in range(pairs):
+                driver = await cls.open_pair(front_end, memory, pair, **sizes)
+                opened.callback(driver.close)
+                drivers.append(driver)
+            opened.pop_all()
+        return drivers
 
     @classmethod
     async def open_pair(
@@ -153,10 +219,12 @@ class NetDriver:
         tx_buffer_size: int = 2048,
     ) -> NetDriver:
         """Make the two rings of a pair in memory that was told, post receive buffers, and start the rings."""
-        event_idx = bool(front_end.features & NetFeature.EVENT_IDX)
-        rx, tx = (DriverRing(memory, 2 * pair + i, size, event_idx=event_idx) for i in range(2))
+        features = front_end.features
+        layout = PackedDriverRing if features & NetFeature.RING_PACKED else DriverRing
+        event_idx, in_order = bool(features & NetFeature.EVENT_IDX), bool(features & NetFeature.IN_ORDER)
+        rx, tx = (layout(memory, 2 * pair + i, size, event_idx=event_idx, in_order=in_order) for i in range(2))
         try:
-            driver = cls(rx, tx, front_end.features, rx_buffer_size, tx_buffer_size)
+            driver = cls(rx, tx, features, rx_buffer_size, tx_buffer_size)
             driver.fill()
             await front_end.start_ring(rx)
             await front_end.start_ring(tx)
@@ -247,3 +315,12 @@ class NetDriver:
         """Close the rings' eventfds; the memory stays the guest's."""
         self.rx.close()
         self.tx.close()
+
+
+async def _check_pairs(front_end: FrontEnd, pairs: int) -> None:
+    if ProtocolFeature.MQ not in front_end.protocol_features:
+        raise LocalProtocolError(f"{pairs} queue pairs: the back-end does not offer the protocol feature MQ")
+    reply = await front_end.request(FrontendRequest.GET_QUEUE_NUM)
+    assert isinstance(reply, U64), reply  # the table of requests says so
+    if pairs > reply.value:
+        raise LocalProtocolError(f"{pairs} queue pairs: the back-end has {reply.value}")
