@@ -13,9 +13,12 @@ import trio
 from tests.hostile.victim import DEADLINE
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
+from vhostuser.frontend.packed import PackedDriverRing
+from vhostuser.frontend.rings import DriverQueue
 from vhostuser.frontend.split import DriverRing
+from vhostuser.virtio.features import VirtioFeature
 
-FEATURES = (1 << 32) | (1 << 29) | (1 << 28)  # VERSION_1, EVENT_IDX, INDIRECT_DESC
+FEATURES = VirtioFeature.VERSION_1 | VirtioFeature.RING_EVENT_IDX | VirtioFeature.RING_INDIRECT_DESC
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class EntropyDriver:
 
     front_end: FrontEnd
     memory: GuestRam
-    ring: DriverRing
+    ring: DriverQueue
 
     async def draw(self, *sizes: int, indirect: bool = False) -> bytes:
         """Ask for random bytes in buffers of these sizes, which hold zeros: what came."""
@@ -38,14 +41,16 @@ class EntropyDriver:
 
 
 @asynccontextmanager
-async def entropy(path: str | os.PathLike[str], memory: GuestRam, size: int = 8) -> AsyncIterator[EntropyDriver]:
+async def entropy(
+    path: str | os.PathLike[str], memory: GuestRam, size: int = 8, packed: bool = False
+) -> AsyncIterator[EntropyDriver]:
     """Connect to the device that listens at `path`, and start its ring."""
     with trio.fail_after(DEADLINE):
         front_end = await FrontEnd.connect(Path(path))
     async with front_end:
-        with DriverRing(memory, 0, size, event_idx=True) as ring:
+        with (PackedDriverRing if packed else DriverRing)(memory, 0, size, event_idx=True) as ring:
             with trio.fail_after(DEADLINE):
-                await front_end.negotiate(FEATURES)
+                await front_end.negotiate(FEATURES | (VirtioFeature.RING_PACKED if packed else 0))
                 await front_end.set_mem_table(memory)
                 await front_end.start_ring(ring)
             yield EntropyDriver(front_end, memory, ring)

@@ -16,16 +16,12 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from tests.hostile.attack import ask, refused
 from tests.hostile.raw import OFFLOADS, RX, SIZE, TX, Raw, RawSession, good, memory, put_packet, raw_session
 from tests.hostile.victim import DEADLINE, Victim, frame_of
 from tests.virtio.bench import INDIRECT, NEXT, WRITE, put_table, signals
 from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetFeature, NetHeader
 from vhostuser.frontend.split import Used
-from vhostuser.virtio.features import VirtioFeature
-from vhostuser.wire.messages import U64
-from vhostuser.wire.requests import FrontendRequest
 
 __all__ = ["memory"]
 
@@ -389,16 +385,3 @@ async def test_v7_a_full_ring_is_too_small(victim: Victim, memory: GuestRam) -> 
         await victim.port.send(frame_of(0)[:52])
         await session.until_used(RX, -(-(12 + 52) // 64))
         assert session.counter("rx_dropped") == 1
-
-
-# ---- V11: packed rings -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.proves("VU-NEG-4")
-async def test_v11_packed_rings_are_not_offered(victim: Victim, memory: GuestRam) -> None:
-    """So none of its inputs reaches a ring."""
-    async with raw_session(victim, memory) as session:
-        assert not session.front_end.offered & VirtioFeature.RING_PACKED
-        packed = session.front_end.features | VirtioFeature.RING_PACKED
-        await refused(session.front_end, ask(FrontendRequest.SET_FEATURES, U64(packed)))
-        await session.transmits(1)

@@ -21,6 +21,7 @@ from tests.hostile.raw import RX, TX, RawSession, raw_session
 from tests.hostile.victim import DEADLINE, Victim, frame_of, good_session
 from tests.virtio.bench import INDIRECT, NEXT, WRITE, put_table, signals
 from vhostuser.frontend.memory import MIB, GuestRam
+from vhostuser.frontend.split import DriverRing
 
 LOST = 1  # the region that is truncated
 LOST_ADDRESS = 1 << 32
@@ -241,6 +242,7 @@ async def test_a_program_whose_guest_loses_memory(what: str, memory: GuestRam, t
     with program(path) as process:
         async with entropy(path, memory) as driver:
             ring = driver.ring
+            assert isinstance(ring, DriverRing)
             assert len(await driver.draw(64)) == 64
             if what in ("ring", "used-ring"):
                 await driver.front_end.stop_ring(ring)

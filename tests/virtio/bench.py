@@ -169,10 +169,11 @@ class PackedBench:
         indirect: bool = True,
         absent: int = FAULT,
         expects: int = EITHER,
+        region: int = 0,
     ) -> None:
         self.ram = ram
         self.memory = map_guest(ram, absent)
-        self.driver = PackedDriver(ram, 0, size, event_idx=event_idx)
+        self.driver = PackedDriver(ram, 0, size, event_idx=event_idx, region=region)
         self.driver.reset(base)
         self.ring = make_ring(PACKED, 0, expects)
         self.pump = ChainPump(self.ring)

@@ -164,16 +164,16 @@ class PackedDriver:
             self.memory.write(address + i, bytes([byte]))
         return address, len(content)
 
-    def kick(self) -> bool:
+    def kick(self, *, force: bool = False) -> bool:
         """Tell the device about new chains, unless it does not want to know; whether it was told."""
         full_fence()
         flags, place = self.event(self.used_addr)
         new = {place.packed for place in self.places[self.kicked :]}
         self.kicked = len(self.places)
         wanted = bool(new) and (place in new if self.event_idx and flags == DESC else flags != DISABLE)
-        if wanted:
+        if wanted or force:
             os.eventfd_write(self.kick_fd.fileno(), 1)
-        return wanted
+        return wanted or force
 
     def _used(self) -> Iterator[tuple[Used, list[Chain], Place]]:
         """Used entries not collected yet: the entry, the chains that it stands for, and the place behind them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from vhostuser.errors import MemoryAccessError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import Used
 from vhostuser.virtio.features import VirtioFeature
-from vhostuser.virtio.layout import BURST, EVENT, MISS, READABLE, WORK, WRITABLE
+from vhostuser.virtio.layout import BURST, EVENT, MISS, READABLE, VANISHED, WORK, WRITABLE
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump
 from vhostuser.virtio.ring import FAULTS
@@ -84,7 +85,7 @@ def test_a_chain_comes_out_as_it_was_put_in(ram: GuestRam, data: st.DataObject) 
         assert bench.ring.stop() == whole(bench.driver.next)
 
 
-@pytest.mark.proves("VIO-PACKED-2")
+@pytest.mark.proves("VIO-PACKED-2", "VIO-PACKED-3", "VIO-ORDER-3")
 @SHARED
 @given(st.data())
 def test_bursts_come_back_in_order_and_a_used_entry_skips_its_chain(ram: GuestRam, data: st.DataObject) -> None:
@@ -344,6 +345,31 @@ def test_a_chain_with_an_unknown_address_stays_in_the_ring(where: str, event_idx
         pump.close()
         driver.close()
         known.close()
+
+
+# ---- memory that vanishes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.proves("VIO-MEM-4")
+@pytest.mark.parametrize("when", ["before a take", "before a completion", "before a start", "with an indirect table"])
+def test_a_ring_whose_memory_vanished_breaks(when: str) -> None:
+    with GuestRam([(0, MIB), (1 << 32, MIB)], seals=0) as ram:
+        table = when == "with an indirect table"
+        with PackedBench(ram, region=int(not table)) as bench:
+            if table:
+                bench.driver.offer((*bench.driver.table([(*BUFFER, 0)], 1 << 32), INDIRECT))
+            if when == "before a completion":
+                bench.driver.add([BUFFER])
+                assert bench.pump.turn() == EVENT
+            os.ftruncate(ram.regions[1].fd.fileno(), 0)
+            if when == "before a completion":
+                assert not bench.pump.complete(bench.pump.ticket, 0)
+            if when == "before a start":
+                bench.ring.stop()
+                bench.ring.start(0)
+            else:
+                assert bench.pump.turn() == EVENT
+            assert bench.ring.fault == VANISHED
 
 
 # ---- position --------------------------------------------------------------------------------------------------------
