@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,15 +20,16 @@ from vhostuser.frontend.packed import PackedDriverRing
 pytestmark = pytest.mark.guest
 
 FRAMES = 700
+PAIRS = 2
 WINDOW = 16  # frames that are on their way at a time
 
 
 @pytest.fixture(scope="module")
 def mirror(image: GuestImage) -> Iterator[Path]:
-    """A back-end that sends every frame back where it came from: its socket."""
+    """A back-end that sends every frame back where it came from, by the same pair: its socket."""
     with tempfile.TemporaryDirectory() as folder:
         socket = Path(folder) / "dpdk.sock"
-        with Testpmd([vhost_back_end(socket)]) as testpmd:
+        with Testpmd([vhost_back_end(socket, queues=PAIRS)], queues=PAIRS) as testpmd:
             testpmd.forward("io")
             yield socket
 
@@ -41,20 +42,35 @@ def mirror(image: GuestImage) -> Iterator[Path]:
 )
 async def test_frames_come_back(mirror: Path, packed: bool, in_order: bool, event_idx: bool) -> None:
     """Every frame goes through both rings, several times around."""
-    frames = [bytes([n % 256]) * (60 + 2 * n) for n in range(FRAMES)]
     features = DRIVER_FEATURES if event_idx else int(DRIVER_FEATURES) & ~int(NetFeature.EVENT_IDX)
-    with trio.fail_after(30), ExitStack() as stack:
-        memory = stack.enter_context(GuestRam())
+    with trio.fail_after(30), GuestRam() as memory:
         async with await FrontEnd.connect(mirror) as front_end:
-            driver = await NetDriver.start(
+            with await NetDriver.start(
                 front_end, memory, features=features, packed=packed, in_order=in_order, size=64
-            )
-            stack.enter_context(closing(driver))
-            assert isinstance(driver.tx, PackedDriverRing) is packed
-            for begin in range(0, FRAMES, WINDOW):
-                window = frames[begin : begin + WINDOW]
-                for frame in window:
-                    await driver.send(frame)
-                assert [(await driver.receive()).frame for _ in window] == window
-            for ring in (driver.rx, driver.tx):
-                await front_end.stop_ring(ring)
+            ) as driver:
+                assert isinstance(driver.tx, PackedDriverRing) is packed
+                await exchange(driver, FRAMES)
+                for ring in (driver.rx, driver.tx):
+                    await front_end.stop_ring(ring)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+async def test_every_pair_has_its_own_frames(mirror: Path, packed: bool) -> None:
+    with trio.fail_after(30), GuestRam() as memory, ExitStack() as stack:
+        async with await FrontEnd.connect(mirror) as front_end:
+            drivers = await NetDriver.start_pairs(front_end, memory, PAIRS, packed=packed, size=64)
+            for driver in drivers:
+                stack.enter_context(driver)
+            async with trio.open_nursery() as nursery:
+                for number, driver in enumerate(drivers):
+                    nursery.start_soon(exchange, driver, FRAMES, number + 1)
+
+
+async def exchange(driver: NetDriver, count: int, step: int = 1) -> None:
+    """Send frames by windows; each has to come back before the next goes."""
+    frames = [bytes([n * step % 256]) * (60 + 2 * n) for n in range(count)]
+    for begin in range(0, count, WINDOW):
+        window = frames[begin : begin + WINDOW]
+        for frame in window:
+            await driver.send(frame)
+        assert [(await driver.receive()).frame for _ in window] == window
