@@ -149,3 +149,17 @@ def test_a_call_is_asked_for_at_the_next_used_descriptor(ring: PackedDriverRing)
         assert ring.driver_event == (place, EventFlags.DESC)
         use(ring, ring.add(readable=[(0, 1)] * 3))
         ring.reap()
+
+
+def test_the_first_descriptor_of_a_chain_becomes_available_last(memory: GuestRam) -> None:
+    class Watched(PackedDriverRing):
+        def set_flags(self, index: int, flags: int) -> None:
+            written.append(index)
+            super().set_flags(index, flags)
+
+    written: list[int] = []
+    with Watched(memory, 0, 4) as ring:
+        ring.reset(0x80028002)
+        ring.add(readable=[(0, 1)] * 3)
+    assert sorted(written) == [0, 2, 3]
+    assert written[-1] == 2

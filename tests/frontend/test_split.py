@@ -166,6 +166,23 @@ def test_a_used_index_that_runs_ahead(ring: DriverRing) -> None:
         ring.reap()
 
 
+def test_in_order_the_table_is_used_like_a_ring(memory: GuestRam) -> None:
+    with DriverRing(memory, 0, 8, in_order=True) as ring:
+        for first in (0, 3, 6, 1, 4):
+            assert ring.add(readable=[(0, 1)] * 3) == first
+            assert [d.next for d in chain_of(ring, first)[:-1]] == [(first + 1) % 8, (first + 2) % 8]
+            use(ring, first)
+            ring.reap()
+
+
+def test_a_batch_that_the_used_index_does_not_count(memory: GuestRam) -> None:
+    with DriverRing(memory, 0, 8, in_order=True) as ring:
+        ring.add(readable=[(0, 1)])
+        use(ring, ring.add(readable=[(0, 1)]))
+        with pytest.raises(RemoteProtocolError, match="used id 1 ends a batch of which used_idx lacks 1"):
+            ring.reap()
+
+
 ####
 # Notifications
 ####

@@ -158,9 +158,9 @@ def virtio_user(
     return ",".join(options + (["server=1"] if server else []))
 
 
-def vhost_back_end(socket: Path, *, client: bool = False) -> str:
+def vhost_back_end(socket: Path, *, queues: int = 1, client: bool = False) -> str:
     """The ``--vdev`` value of DPDK's own back-end."""
-    return f"net_vhost0,iface={socket},queues=1,client={int(client)}"
+    return f"net_vhost0,iface={socket},queues={queues},client={int(client)}"
 
 
 def tap_port(tap: str) -> str:

@@ -15,6 +15,7 @@ from typing import Generic, Self, TypeVar
 from tests.virtio.packed import PackedDriver
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.frontend.memory import GuestRam, RamRegion
+from vhostuser.frontend.rings import DriverQueue
 from vhostuser.frontend.split import DescriptorFlags, DriverRing
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.layout import EITHER, FAULT, WORK
@@ -45,13 +46,13 @@ def map_guest(ram: GuestRam, absent: int = FAULT) -> GuestMemory:
     return GuestMemory([map_region(region) for region in ram.regions], absent)
 
 
-def addresses(driver: DriverRing | PackedDriver) -> tuple[int, int, int]:
+def addresses(driver: DriverQueue | PackedDriver) -> tuple[int, int, int]:
     """A ring's areas in the front-end's addresses: descriptor, driver, device."""
     told = driver.memory.userspace_addr
     return told(driver.desc_addr), told(driver.avail_addr), told(driver.used_addr)
 
 
-def start(ring: Ring, driver: DriverRing | PackedDriver, memory: GuestMemory, indirect: bool = True) -> None:
+def start(ring: Ring, driver: DriverQueue | PackedDriver, memory: GuestMemory, indirect: bool = True) -> None:
     """Start the device's side where the driver's side begins, and take the call that a start makes."""
     ring.configure(driver.size, addresses(driver), driver.event_idx, indirect)
     ring.adopt(memory)

@@ -198,12 +198,10 @@ class NetDriver:
         if pairs > 1:
             await _check_pairs(front_end, pairs)
         await front_end.set_mem_table(memory)
-        drivers: list[NetDriver] = []
         with ExitStack() as opened:
-            for pair in range(pairs):
-                driver = await cls.open_pair(front_end, memory, pair, **sizes)
-                opened.callback(driver.close)
-                drivers.append(driver)
+            drivers = [
+                opened.enter_context(await cls.open_pair(front_end, memory, pair, **sizes)) for pair in range(pairs)
+            ]
             opened.pop_all()
         return drivers
 
@@ -315,6 +313,12 @@ class NetDriver:
         """Close the rings' eventfds; the memory stays the guest's."""
         self.rx.close()
         self.tx.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 async def _check_pairs(front_end: FrontEnd, pairs: int) -> None:
