@@ -261,7 +261,7 @@ async def test_a_call_that_is_kept_full_and_blocking(victim: Victim, running: Ru
                 assert await victim.port.receive() == frame_of(i)
                 await victim.port.send(frame_of(i))
                 await front_end.enable_ring(driver.tx)
-            for ring in (driver.rx, driver.tx):
+            for ring in split_rings(driver):
                 await front_end.stop_ring(ring)
             await talking(front_end)
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.hostile.attack import accepted, ask, refused, signalled
-from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of
+from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
 from tests.ports import PairPort
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.features import NetFeature
@@ -254,13 +254,14 @@ async def test_pairs_come_and_go_under_packets_of_another(served: Server4) -> No
 @pytest.mark.proves("VU-MQ-3")
 async def test_a_broken_ring_is_its_pairs_loss_alone(served: Server4) -> None:
     async with driving(served, 0, 1) as (sound, broken):
-        broken.tx.avail_idx += 1000
-        os.eventfd_write(broken.tx.kick_fd.fileno(), 1)
-        await signalled(broken.tx.err_fd.fileno())
+        _, tx = split_rings(broken)
+        tx.avail_idx += 1000
+        os.eventfd_write(tx.kick_fd.fileno(), 1)
+        await signalled(tx.err_fd.fileno())
         await exchange(served.pairs[0], sound)
-        broken.tx.avail_idx -= 1000
-        await served.front_end.stop_ring(broken.tx)
-        await served.front_end.start_ring(broken.tx)
+        tx.avail_idx -= 1000
+        await served.front_end.stop_ring(tx)
+        await served.front_end.start_ring(tx)
         await exchange(served.pairs[1], broken)
 
 
