@@ -23,6 +23,7 @@ from tests.rig import acceptance, debian
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.image import guest_image
+from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
@@ -80,6 +81,11 @@ def traffic() -> dict[str, Any]:
         return acceptance.checked_traffic(guest, host, 600)
 
 
+def neighbours() -> dict[str, Any]:
+    """Three guests on one process: one storms it with requests, one floods it with packets, the third is measured."""
+    return run_neighbours(20)
+
+
 def fences() -> dict[str, Any]:
     """A driver and a device in two processes: a million sleeps and wake-ups, and what is lost without a fence."""
     modes = {"flags": False, "event_idx": True}
@@ -102,6 +108,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "idle": idle,
     "traffic": traffic,
     "fences": fences,
+    "neighbours": neighbours,
 }
 
 
