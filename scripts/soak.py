@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
 from tests.rig.traffic import Host
-from tests.virtio.fences import LOST_WITHOUT, stress, without_fence
+from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
 EVIDENCE = Path("evidence")
@@ -88,16 +89,21 @@ def neighbours() -> dict[str, Any]:
 
 def fences() -> dict[str, Any]:
     """A driver and a device in two processes: a million sleeps and wake-ups, and what is lost without a fence."""
-    modes = {"flags": False, "event_idx": True}
-    whole = {name: stress(1_000_000, event_idx=event_idx) for name, event_idx in modes.items()}
-    results: dict[str, Any] = {"whole": whole}
-    for method in LOST_WITHOUT:
-        with without_fence(method) as tree:
-            results[f"without the fence of {method}"] = {
-                name: stress(2_000_000, event_idx=event_idx, tree=tree, timeout=2) for name, event_idx in modes.items()
-            }
-    if lost := [name for name, outcome in whole.items() if outcome["lost"]]:
-        raise RigError(f"lost a notification: {lost}, {results}")
+    results: dict[str, Any] = {}
+    for layout, event_idx in product(LAYOUTS, (False, True)):
+        outcome = stress(1_000_000, layout=layout, event_idx=event_idx)
+        name = f"{layout}, by {'position' if event_idx else 'flags'}"
+        results[name] = {"whole": outcome}
+        if outcome["lost"]:
+            raise RigError(f"{name}: lost a {outcome['lost']}: {outcome}")
+    for layout, method in product(LAYOUTS, LOST_WITHOUT):
+        with without_fence(method, layout) as tree:
+            for event_idx in (False, True):
+                name = f"{layout}, by {'position' if event_idx else 'flags'}"
+                outcome = stress(2_000_000, layout=layout, event_idx=event_idx, tree=tree, timeout=2)
+                results[name][f"without the fence of {method}"] = outcome
+                if outcome["lost"] != LOST_WITHOUT[method]:
+                    raise RigError(f"{name}, without the fence of {method}: {outcome}")
     return results
 
 
