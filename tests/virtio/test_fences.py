@@ -23,6 +23,7 @@ def test_two_processes_lose_no_notification(layout: str, event_idx: bool) -> Non
 
 if edition.compiled():  # an interpreter is so slow between two accesses that a processor never swaps them
 
+    @pytest.mark.timeout(300)  # it builds a module
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("method", LOST_WITHOUT)
     def test_without_one_of_its_fences_the_device_or_the_driver_sleeps_for_ever(layout: str, method: str) -> None:
