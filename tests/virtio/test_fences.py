@@ -7,7 +7,7 @@ import pytest
 from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
-ROUNDS = 50_000 if edition.compiled() else 5_000
+ROUNDS = 20_000 if edition.compiled() else 5_000
 
 
 @pytest.mark.proves("VIO-NOTIFY-5")
