@@ -352,6 +352,7 @@ def test_a_tap_that_is_deleted_is_an_event(direction: str) -> None:
 def test_a_device_offers_what_its_port_can_do() -> None:
     class Old:
         queues = 1
+        batching = False
         unsupported = F.HOST_USO | F.GUEST_USO4 | F.GUEST_USO6
 
         def set_carrier(self, up: bool) -> None:
