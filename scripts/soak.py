@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from tests.rig import acceptance, debian
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.image import guest_image
+from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
 from tests.rig.traffic import Host
-from tests.virtio.fences import LOST_WITHOUT, stress, without_fence
+from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
 EVIDENCE = Path("evidence")
@@ -80,18 +82,28 @@ def traffic() -> dict[str, Any]:
         return acceptance.checked_traffic(guest, host, 600)
 
 
+def neighbours() -> dict[str, Any]:
+    """Three guests on one process: one storms it with requests, one floods it with packets, the third is measured."""
+    return run_neighbours(20)
+
+
 def fences() -> dict[str, Any]:
     """A driver and a device in two processes: a million sleeps and wake-ups, and what is lost without a fence."""
-    modes = {"flags": False, "event_idx": True}
-    whole = {name: stress(1_000_000, event_idx=event_idx) for name, event_idx in modes.items()}
-    results: dict[str, Any] = {"whole": whole}
-    for method in LOST_WITHOUT:
-        with without_fence(method) as tree:
-            results[f"without the fence of {method}"] = {
-                name: stress(2_000_000, event_idx=event_idx, tree=tree, timeout=2) for name, event_idx in modes.items()
-            }
-    if lost := [name for name, outcome in whole.items() if outcome["lost"]]:
-        raise RigError(f"lost a notification: {lost}, {results}")
+    results: dict[str, Any] = {}
+    for layout, event_idx in product(LAYOUTS, (False, True)):
+        outcome = stress(1_000_000, layout=layout, event_idx=event_idx)
+        name = f"{layout}, by {'position' if event_idx else 'flags'}"
+        results[name] = {"whole": outcome}
+        if outcome["lost"]:
+            raise RigError(f"{name}: lost a {outcome['lost']}: {outcome}")
+    for layout, method in product(LAYOUTS, LOST_WITHOUT):
+        with without_fence(method, layout) as tree:
+            for event_idx in (False, True):
+                name = f"{layout}, by {'position' if event_idx else 'flags'}"
+                outcome = stress(2_000_000, layout=layout, event_idx=event_idx, tree=tree, timeout=2)
+                results[name][f"without the fence of {method}"] = outcome
+                if outcome["lost"] != LOST_WITHOUT[method]:
+                    raise RigError(f"{name}, without the fence of {method}: {outcome}")
     return results
 
 
@@ -102,6 +114,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "idle": idle,
     "traffic": traffic,
     "fences": fences,
+    "neighbours": neighbours,
 }
 
 

@@ -27,7 +27,7 @@ from tests.hostile.stream import (
     raw,
     receive_answer,
 )
-from tests.hostile.victim import DEADLINE, Victim, split_rings
+from tests.hostile.victim import DEADLINE, Victim, serving, split_rings
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
@@ -38,6 +38,7 @@ from vhostuser.wire.messages import U64, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest
 
 R = FrontendRequest
+REQUESTS = 300
 
 
 def resident() -> int:
@@ -81,6 +82,35 @@ async def test_a_storm_of_requests(
         await storm(sock, request_, 1000)
         with no_more_memory():
             await storm(sock, request_, count)
+
+
+@pytest.mark.parametrize("case", [pytest.param(None, id="F12-a-storm-next-door")])
+async def test_a_storm_does_not_keep_a_neighbour_waiting(victim: Victim, tmp_path: Path, case: None) -> None:
+    """Two devices in one process: while one front-end asks without a pause, the other one has its turns."""
+    answered = 0
+
+    async def stormy(sock: Socket) -> None:
+        nonlocal answered
+        while True:
+            await storm(sock, GET_FEATURES, 100)
+            answered += 100
+
+    async with (
+        serving(tmp_path / "neighbour.sock") as neighbour,
+        raw(victim) as sock,
+        await neighbour.connect() as front_end,
+        trio.open_nursery() as nursery,
+    ):
+        with trio.fail_after(DEADLINE):
+            nursery.start_soon(stormy, sock)
+            while not answered:
+                await front_end.request(FrontendRequest.GET_FEATURES)
+            before = answered
+            for _ in range(REQUESTS):
+                await front_end.request(FrontendRequest.GET_FEATURES)
+            after = answered
+        nursery.cancel_scope.cancel()
+    assert 0 < after - before < 10 * REQUESTS
 
 
 @pytest.mark.parametrize(

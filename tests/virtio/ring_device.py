@@ -1,4 +1,4 @@
-"""A device's side of a split virtqueue in a process of its own; ``ring_driver.c`` is the other one.
+"""A device's side of a virtqueue in a process of its own; ``ring_driver.c`` is the other one.
 
 It is the pump of a disabled transmit ring, which uses chains and throws them away. Reads one JSON object from the
 command line, says "ready" and where its code is, runs until its standard input ends, and prints the counters.
@@ -13,7 +13,6 @@ import threading
 
 import vhostuser
 from vhostuser.devices.net.pump import NetPump
-from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory, Mapping
 
 
@@ -21,7 +20,7 @@ def main() -> None:
     """Be the device until the standard input ends."""
     told = json.loads(sys.argv[1])
     memory = GuestMemory([Mapping(os.dup(told["memfd"]), 0, told["size"], 0, 0)])
-    pump = NetPump(0, VirtioFeature.VERSION_1)
+    pump = NetPump(0, told["features"])
     ring = pump.tx
     ring.configure(told["num"], tuple(told["areas"]), told["event_idx"], False)
     ring.adopt(memory)

@@ -13,7 +13,10 @@ The driver writes a descriptor table and the avail ring, the device writes the u
 * a full fence stands between storing ``used.idx`` and loading ``used_event`` (or ``avail.flags``): the driver stores
   its event and then looks at ``used.idx``, so one of the two sees the other;
 * a full fence stands between asking for a kick (``avail_event``, ``used.flags``) and looking at ``avail.idx`` again,
-  for the same reason turned round.
+  for the same reason turned round: the driver stores ``avail.idx`` and then looks whether a kick is wanted.
+
+Neither full fence may be weaker: a processor lets a later load overtake an earlier store, x86 included, and then both
+sides read what was there before and sleep. ``tests/virtio/fences.py`` takes out one at a time and sees that happen.
 
 Used entries are never read back: what the driver scribbles there is its own affair. Indices are 16 bits and wrap; all
 differences are masked.
