@@ -1,0 +1,243 @@
+"""Frames a second, one way at a time, with DPDK's virtio-user as the driver: small ones and of 64 KiB.
+
+Out of the guest: the driver sends as fast as it can, the kernel counts at the tap. Into the guest, drained: the back-end
+is stopped (SIGSTOP) while the tap's queue is filled, then continued; what the driver has received is divided by the time
+until the queue was empty. So neither the load nor its cost is in the figure, and no contender can drop by being late in
+starting. Into the guest, flooded: a load that never ends shares the driver's core; what counts is what the driver got.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from scripts.benchmark.observe import Link, cpu_seconds, is_stopped
+from scripts.benchmark.programs import program
+from scripts.benchmark.runs import Measurement, Metric, Values
+from scripts.benchmark.subjects import TAP, DpdkBackEnd, KernelLimit, Ours, Start, Subject, counters_of, driver_core, on_core
+from tests.rig.netns import Netns
+from tests.rig.process import RigError, run, wait_until
+from tests.rig.testpmd import FRONT_END_MAC, Testpmd, virtio_user
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What frames are like.
+
+    Attributes:
+        size: bytes.
+        segments: the same in testpmd's words.
+        fill: how many the tap's queue is filled with.
+        options: what testpmd needs to have them.
+    """
+
+    size: int
+    segments: str
+    fill: int
+    options: tuple[str, ...] = ()
+
+
+# DPDK's tap is sent a real-time signal a packet. One that is more than may be pending becomes a SIGIO, which ends it.
+SMALL = Shape(60, "60", min(50_000, resource.getrlimit(resource.RLIMIT_SIGPENDING)[0] // 2))
+
+#: The longest that four mbufs hold together with what the kernel takes; the driver accepts TSO, so it may receive them.
+LARGE = Shape(
+    65226, "16384,16384,16384,16074", 4_000, ("--mbuf-size=18432", "--enable-lro", "--enable-rx-cksum", "--max-lro-pkt-size=65535")
+)
+
+METRICS = {
+    "packets": Metric("packets/s", more=True),
+    "cpu": Metric("CPU s / million packets", more=False),
+    "kicks": Metric("kicks / million packets", more=False),
+    "calls": Metric("calls / million packets", more=False),
+    "lost": Metric("packets", more=False),
+}
+
+
+
+class Measure(Protocol):
+    """One way to measure a contender once."""
+
+    def __call__(self, start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values:
+        """Start it, load it, and tell."""
+
+
+def measurements(ours: list[Ours], seconds: float) -> list[Measurement]:
+    """All of this module.
+
+    Args:
+        ours: our back-ends, the one to compare with first.
+        seconds: how long each window is.
+    """
+    variants = [*ours, *_available([back_end.variant("--io-uring", "off") for back_end in ours[:1]])]
+    return [
+        _measurement("tx", "60-byte frames out of the guest", transmit, SMALL, "write", variants, seconds),
+        _measurement("rx", "60-byte frames into the guest, a full queue drained", drain, SMALL, "read", variants, seconds),
+        _measurement("rx-flood", "60-byte frames into the guest, under a flood", flood, SMALL, "read", variants, seconds),
+        # DPDK's tap takes no frames of this size
+        _measurement("tx-64k", "64 KiB out of the guest", transmit, LARGE, "write", ours, seconds, dpdk=False),
+        _measurement("rx-64k", "64 KiB into the guest, a full queue drained", drain, LARGE, "read", ours, seconds, dpdk=False),
+        _queues(ours, seconds),
+    ]
+
+
+def _available(variants: list[Ours]) -> list[Ours]:
+    return [variant for variant in variants if variant.available]
+
+
+def _measurement(
+    name: str, title: str, measure: Measure, shape: Shape, way: str, ours: list[Ours], seconds: float, dpdk: bool = True
+) -> Measurement:
+    starts: dict[str, Start] = {back_end.name: back_end.start for back_end in ours}
+    if dpdk:
+        starts["DPDK"] = DpdkBackEnd
+    starts["kernel limit"] = partial(KernelLimit, way, shape.size)
+    contenders = {contender: partial(measure, start, shape, seconds) for contender, start in starts.items()}
+    return Measurement(name, title, METRICS, contenders)
+
+
+def _queues(ours: list[Ours], seconds: float) -> Measurement:
+    """One driver core and one processor for all pairs: what more pairs cost, or gain where cores are free."""
+    contenders = {}
+    for pairs in (1, 2, 4):
+        starts: dict[str, Start] = {}
+        for back_end in ours:
+            variant = back_end.variant("--queues", str(pairs))
+            if variant.available:
+                starts[variant.name] = variant.start
+        starts[f"DPDK, {pairs} queues"] = partial(DpdkBackEnd, queues=pairs)
+        contenders |= {name: partial(transmit, start, SMALL, seconds, pairs) for name, start in starts.items()}
+    return Measurement("queues", "60-byte frames out of the guest, by queue pairs", METRICS, contenders)
+
+
+# ---- measuring once --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Path:
+    """A contender between a driver, unless it makes its own frames, and a tap that nobody else uses."""
+
+    netns: Netns
+    subject: Subject
+    front_end: Testpmd | None
+    link: Link
+
+
+@contextmanager
+def path(start: Start, shape: Shape, mode: str, queues: int = 1) -> Iterator[Path]:
+    """Start a contender and its driver in a namespace whose stack sends nothing of its own."""
+    with ExitStack() as stack:
+        netns = stack.enter_context(Netns())
+        netns.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
+        subject = stack.enter_context(start(netns))
+        front_end = None
+        if subject.socket is not None:
+            device = virtio_user(subject.socket, queues=queues)
+            front_end = stack.enter_context(
+                Testpmd([device], queues=queues, worker=driver_core(), memory=256, options=shape.options)
+            )
+            front_end.forward(mode, shape.segments)
+        yield Path(netns, subject, front_end, stack.enter_context(Link(netns, TAP)))
+
+
+def transmit(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values:
+    """Frames from the guest, counted at the tap in a window of the driver's continuous sending."""
+    with path(start, shape, "txonly", queues) as here:
+        # the first packets only show that both sides have started
+        wait_until(lambda: here.link.packets().rx >= shape.fill // 10, 20, "the first frames at the tap")
+        before = counters_of(here.subject)
+        packets, cpu, begin = here.link.packets().rx, cpu_seconds(here.subject.program.pid), time.monotonic()
+        time.sleep(seconds)
+        elapsed = time.monotonic() - begin
+        packets = here.link.packets().rx - packets
+        values = {"packets": packets / elapsed, "cpu": _per_million(cpu_seconds(here.subject.program.pid) - cpu, packets)}
+        values |= _notifications(before, counters_of(here.subject))
+        if here.front_end is not None:
+            here.front_end.stop_forwarding()
+            sent = here.front_end.stats().tx_packets
+            values["lost"] = sent - _at_rest(here)
+    return values
+
+
+def drain(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values:
+    """Frames from a full queue to the driver, as often as it takes to be at it for some seconds."""
+    offered = elapsed = 0.0
+    with path(start, shape, "rxonly", queues) as here:
+        here.netns.ip("link", "set", TAP, "txqueuelen", str(shape.fill))
+        pid = here.subject.program.pid
+        before, received, cpu = counters_of(here.subject), _received(here), cpu_seconds(pid)
+        while elapsed < seconds:
+            frames, took = _drain_once(here, shape)
+            offered, elapsed = offered + frames, elapsed + took
+        cpu = cpu_seconds(pid) - cpu
+        received = _received(here) - received
+        values = {"packets": received / elapsed, "cpu": _per_million(cpu, received), "lost": offered - received}
+        return values | _notifications(before, counters_of(here.subject))
+
+
+def _drain_once(here: Path, shape: Shape) -> tuple[int, float]:
+    """How many frames there were, and the seconds until the queue was empty."""
+    pid = here.subject.program.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: is_stopped(pid), 5, "the back-end to stop")
+        before = here.link.packets().tx
+        offered = load(here, shape, shape.fill, 10)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    start = time.monotonic()
+    while here.link.packets().tx - before < offered:
+        if time.monotonic() - start > 20:
+            raise RigError(f"{offered} frames did not leave the tap's queue in 20 s")
+        time.sleep(0.0001)
+    return offered, time.monotonic() - start
+
+
+def flood(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values:
+    """Frames that the driver gets while more are offered than anybody can take."""
+    with path(start, shape, "rxonly", queues) as here:
+        received, cpu = _received(here), cpu_seconds(here.subject.program.pid)
+        load(here, shape, 1 << 62, seconds)
+        cpu = cpu_seconds(here.subject.program.pid) - cpu
+        received = _received(here) - received
+        return {"packets": received / seconds, "cpu": _per_million(cpu, received)}
+
+
+def load(here: Path, shape: Shape, count: int, seconds: float) -> int:
+    """Send frames into the tap from the driver's core: how many the link accepted."""
+    words = [program("load"), TAP, FRONT_END_MAC, str(shape.size), str(count), str(seconds)]
+    return int(json.loads(run(here.netns.argv([*on_core(driver_core()), *words]), seconds + 30))["sent"])
+
+
+def _received(here: Path) -> int:
+    """What arrived: in the driver, or at the contender that has none."""
+    return here.link.packets().tx if here.front_end is None else here.front_end.stats().rx_packets
+
+
+def _at_rest(here: Path) -> int:
+    """What the tap got, once that has stayed the same for a while."""
+    last, since = here.link.packets().rx, time.monotonic()
+    while time.monotonic() - since < 0.1:
+        if (now := here.link.packets().rx) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
+def _per_million(amount: float, packets: float) -> float:
+    return amount * MILLION / packets if packets else 0.0
+
+
+def _notifications(before: dict[str, int], after: dict[str, int]) -> Values:
+    """Kicks and calls for each million of packets, from our own counters; nothing for the others."""
+    packets = after.pop("chains", 0) - before.pop("chains", 0)
+    return {name: _per_million(after[name] - before[name], packets) for name in after}
