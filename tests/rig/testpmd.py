@@ -107,11 +107,16 @@ class Testpmd:
         Args:
             mode: testpmd's forwarding mode.
             frame_size: bytes of a generated frame without its check sequence; "A,B" in segments of A and of B.
+
+        Raises:
+            RigError: a port did not start.
         """
         self.command(f"set fwd {mode}")
         if frame_size is not None:
             self.command(f"set txpkts {frame_size}")
-        self.command("start")
+        answer = self.command("start")
+        if "Not all ports were started" in answer:
+            raise self.program.failure("testpmd could not start its ports")
 
     def stop_forwarding(self) -> None:
         """Stop forwarding; the ports stay up."""
