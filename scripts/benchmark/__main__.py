@@ -55,6 +55,11 @@ class Plan:
         return (measurement for measurement in known if measurement.name in self.names)
 
 
+def tell(line: str) -> None:
+    """Say what goes on."""
+    console.print(line, style="dim", highlight=False)
+
+
 def run(plan: Plan) -> dict[str, Any]:
     """Run a plan and show each measurement when it is done."""
     outcomes = []
@@ -65,7 +70,7 @@ def run(plan: Plan) -> dict[str, Any]:
         if plan.against is not None:
             ours.append(stack.enter_context(checked_out(plan.against)))
         for measurement in plan.measurements(ours, image):
-            outcome = alternate(measurement, plan.rounds, lambda line: console.print(line, style="dim", highlight=False))
+            outcome = alternate(measurement, plan.rounds, tell)
             report.show(console, outcome.as_json())
             outcomes.append(outcome)
     return report.results(where, {"rounds": plan.rounds, "seconds": plan.seconds}, outcomes)

@@ -1,9 +1,9 @@
 """Frames a second, one way at a time, with DPDK's virtio-user as the driver: small ones and of 64 KiB.
 
-Out of the guest: the driver sends as fast as it can, the kernel counts at the tap. Into the guest, drained: the back-end
-is stopped (SIGSTOP) while the tap's queue is filled, then continued; what the driver has received is divided by the time
-until the queue was empty. So neither the load nor its cost is in the figure, and no contender can drop by being late in
-starting. Into the guest, flooded: a load that never ends shares the driver's core; what counts is what the driver got.
+Out of the guest: the driver sends as fast as it can, the kernel counts at the tap. Into the guest, drained: the
+back-end is stopped (SIGSTOP) while the tap's queue is filled, then continued; what the driver has received is divided
+by the time until the queue was empty. So neither the load nor its cost is in the figure. Into the guest, flooded: a load
+that never ends shares the driver's core; what counts is what the driver got.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,17 @@ from typing import Protocol
 from scripts.benchmark.observe import Link, cpu_seconds, is_stopped
 from scripts.benchmark.programs import program
 from scripts.benchmark.runs import Measurement, Metric, Values
-from scripts.benchmark.subjects import TAP, DpdkBackEnd, KernelLimit, Ours, Start, Subject, counters_of, driver_core, on_core
+from scripts.benchmark.subjects import (
+    TAP,
+    DpdkBackEnd,
+    KernelLimit,
+    Ours,
+    Start,
+    Subject,
+    counters_of,
+    driver_core,
+    on_core,
+)
 from tests.rig.netns import Netns
 from tests.rig.process import RigError, run, wait_until
 from tests.rig.testpmd import FRONT_END_MAC, Testpmd, virtio_user
@@ -79,36 +89,33 @@ def measurements(ours: list[Ours], seconds: float) -> list[Measurement]:
         ours: our back-ends, the one to compare with first.
         seconds: how long each window is.
     """
-    variants = [*ours, *_available([back_end.variant("--io-uring", "off") for back_end in ours[:1]])]
+    variants = [one for one in (*ours, ours[0].variant("--io-uring", "off")) if one.available]
+    small: dict[str, Start] = {one.name: one.start for one in variants} | {"DPDK": DpdkBackEnd}
+    # DPDK's tap takes no frames of this size
+    large: dict[str, Start] = {one.name: one.start for one in ours}
+    write, read = partial(_against_limit, "write", seconds), partial(_against_limit, "read", seconds)
     return [
-        _measurement("tx", "60-byte frames out of the guest", transmit, SMALL, "write", variants, seconds),
-        _measurement("rx", "60-byte frames into the guest, a full queue drained", drain, SMALL, "read", variants, seconds),
-        _measurement("rx-flood", "60-byte frames into the guest, under a flood", flood, SMALL, "read", variants, seconds),
-        # DPDK's tap takes no frames of this size
-        _measurement("tx-64k", "64 KiB out of the guest", transmit, LARGE, "write", ours, seconds, dpdk=False),
-        _measurement("rx-64k", "64 KiB into the guest, a full queue drained", drain, LARGE, "read", ours, seconds, dpdk=False),
+        write("tx", "60-byte frames out of the guest", transmit, SMALL, small),
+        read("rx", "60-byte frames into the guest, a full queue drained", drain, SMALL, small),
+        read("rx-flood", "60-byte frames into the guest, under a flood", flood, SMALL, small),
+        write("tx-64k", "64 KiB out of the guest", transmit, LARGE, large),
+        read("rx-64k", "64 KiB into the guest, a full queue drained", drain, LARGE, large),
         _queues(ours, seconds),
     ]
 
 
-def _available(variants: list[Ours]) -> list[Ours]:
-    return [variant for variant in variants if variant.available]
-
-
-def _measurement(
-    name: str, title: str, measure: Measure, shape: Shape, way: str, ours: list[Ours], seconds: float, dpdk: bool = True
+def _against_limit(
+    way: str, seconds: float, name: str, title: str, measure: Measure, shape: Shape, starts: dict[str, Start]
 ) -> Measurement:
-    starts: dict[str, Start] = {back_end.name: back_end.start for back_end in ours}
-    if dpdk:
-        starts["DPDK"] = DpdkBackEnd
-    starts["kernel limit"] = partial(KernelLimit, way, shape.size)
+    """A measurement of some contenders and of the kernel's limit."""
+    starts = {**starts, "kernel limit": partial(KernelLimit, way, shape.size)}
     contenders = {contender: partial(measure, start, shape, seconds) for contender, start in starts.items()}
     return Measurement(name, title, METRICS, contenders)
 
 
 def _queues(ours: list[Ours], seconds: float) -> Measurement:
     """One driver core and one processor for all pairs: what more pairs cost, or gain where cores are free."""
-    contenders = {}
+    contenders: dict[str, Callable[[], Values]] = {}
     for pairs in (1, 2, 4):
         starts: dict[str, Start] = {}
         for back_end in ours:
@@ -154,13 +161,14 @@ def transmit(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Val
     """Frames from the guest, counted at the tap in a window of the driver's continuous sending."""
     with path(start, shape, "txonly", queues) as here:
         # the first packets only show that both sides have started
-        wait_until(lambda: here.link.packets().rx >= shape.fill // 10, 20, "the first frames at the tap")
+        here.link.wait_for(lambda packets: packets.rx >= shape.fill // 10, "the first frames at the tap")
         before = counters_of(here.subject)
         packets, cpu, begin = here.link.packets().rx, cpu_seconds(here.subject.program.pid), time.monotonic()
         time.sleep(seconds)
         elapsed = time.monotonic() - begin
         packets = here.link.packets().rx - packets
-        values = {"packets": packets / elapsed, "cpu": _per_million(cpu_seconds(here.subject.program.pid) - cpu, packets)}
+        cpu = cpu_seconds(here.subject.program.pid) - cpu
+        values = {"packets": packets / elapsed, "cpu": _per_million(cpu, packets)}
         values |= _notifications(before, counters_of(here.subject))
         if here.front_end is not None:
             here.front_end.stop_forwarding()
@@ -200,11 +208,8 @@ def _drain_once(here: Path, shape: Shape) -> tuple[int, float]:
     if offered < shape.fill:
         raise RigError(f"the tap's queue took {offered} of {shape.fill} frames")
     start = time.monotonic()
-    while here.link.packets().tx - before < offered:
-        if time.monotonic() - start > 20:
-            raise RigError(f"{offered} frames did not leave the tap's queue in 20 s")
-        time.sleep(0.0001)
-    return offered, time.monotonic() - start
+    end = here.link.wait_for(lambda packets: packets.tx - before >= offered, f"{offered} frames to leave the queue")
+    return offered, end - start
 
 
 def flood(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values:
@@ -219,8 +224,8 @@ def flood(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values
 
 def load(here: Path, shape: Shape, count: int, seconds: float) -> int:
     """Send frames into the tap from the driver's core: how many the link accepted."""
-    words = [program("load"), TAP, FRONT_END_MAC, str(shape.size), str(count), str(seconds)]
-    return int(json.loads(run(here.netns.argv([*on_core(driver_core()), *words]), seconds + 30))["sent"])
+    words = [*on_core(driver_core()), str(program("load")), TAP, FRONT_END_MAC, str(shape.size), str(count), str(seconds)]
+    return int(json.loads(run(here.netns.argv(words), seconds + 30))["sent"])
 
 
 def _received(here: Path) -> int:

@@ -25,7 +25,7 @@ from scripts.benchmark.runs import Measurement, Metric, Values
 from scripts.benchmark.subjects import Ours, driver_core, help_of
 from tests.rig.acceptance import GUEST_ADDRESS, HOST_ADDRESS, PREFIX
 from tests.rig.netns import Netns
-from tests.rig.process import Program, wait_until
+from tests.rig.process import Program
 from tests.rig.testpmd import Testpmd, virtio_user
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.guest import UDP_ECHO_PORT, BuiltinGuest
@@ -69,10 +69,12 @@ class Serving:
         """Start it and wait for all of its taps."""
         self.sockets = [folder / f"guest{number}.sock" for number in range(count)]
         self.taps = [f"tap{number}" for number in range(count)]
-        tables = [f'[[net]]\nsocket-path = "{path}"\ntap = "{tap}"\n' for path, tap in zip(self.sockets, self.taps, strict=True)]
+        guests = zip(self.sockets, self.taps, strict=True)
+        tables = [f'[[net]]\nsocket-path = "{path}"\ntap = "{tap}"\n' for path, tap in guests]
         description = folder / "guests.toml"
         description.write_text("\n".join(tables))
-        words = [*ours.prefix, "prlimit", "--nofile=8192:", sys.executable, "-m", "vhostuser", "serve", str(description)]
+        limits = ["prlimit", "--nofile=8192:"]
+        words = [*ours.prefix, *limits, sys.executable, "-m", "vhostuser", "serve", str(description)]
         self.program = Program(netns.argv(words), folder / "serve.log")
         self.program.wait_for(lambda: all(path.exists() for path in self.sockets), 20, "its sockets")
         netns.wait_for_link(self.taps[-1])
@@ -151,9 +153,9 @@ def _busy(netns: Netns, served: Serving, seconds: float) -> Values:
     """The first guest again, sending all it can."""
     front_end = Testpmd([virtio_user(served.sockets[0])], worker=driver_core())
     with front_end, Link(netns, served.taps[0]) as link:
-        before = link.packets().rx
+        enough = link.packets().rx + SMALL.fill // 10
         front_end.forward("txonly", SMALL.segments)
-        wait_until(lambda: link.packets().rx - before > SMALL.fill // 10, 20, "the first frames at the tap")
+        link.wait_for(lambda packets: packets.rx > enough, "the first frames at the tap")
         packets, begin = link.packets().rx, time.monotonic()
         time.sleep(seconds)
         return {"packets": (link.packets().rx - packets) / (time.monotonic() - begin)}

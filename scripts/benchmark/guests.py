@@ -1,8 +1,9 @@
 """TCP and round trips with a real Linux guest, and what the back-end costs once the guest is silent.
 
 The guest's processor is on the last core in all contests: QEMU's thread for it, or user-mode Linux as a whole. The
-back-end is on the first, with QEMU's main loop, which is the back-end where QEMU has the tap itself. All QEMU contenders
-have the same interrupt (INTx). DPDK's testpmd forwards no offloads, so guest and tap do without them there.
+back-end is on the first, with QEMU's main loop, which is the back-end where QEMU has the tap itself. Programs on the
+host's side are where the kernel puts them. All QEMU contenders have the same interrupt (INTx). DPDK's testpmd forwards
+no offloads, so guest and tap do without them there.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ Boot = Callable[[GuestImage, Netns, Subject | None], Guest]
 
 def measurements(ours: list[Ours], image: GuestImage, seconds: float) -> list[Measurement]:
     """All of this module."""
-    polling = [back_end.variant("--poll-us", "50") for back_end in ours[:1]]
-    starts: dict[str, Start] = {one.name: one.start for one in (*ours, *polling) if one.available}
-    measured = {name: partial(attached, start) for name, start in starts.items()}
+    variants = (*ours, ours[0].variant("--poll-us", "50"))
+    starts: dict[str, Start] = {one.name: one.start for one in variants if one.available}
+    measured: dict[str, Place] = {name: partial(attached, start) for name, start in starts.items()}
     dpdk = partial(attached, DpdkBackEnd, offloads=False)
-    qemu = {**measured, "QEMU's tap": own_tap, "DPDK": dpdk}
-    uml = {**measured, "DPDK": dpdk}
     return [
-        _measurement("qemu", "A Linux guest in QEMU", qemu, boot_qemu, image, seconds),
-        _measurement("uml", "User-mode Linux", uml, boot_uml, image, seconds),
+        _measurement(
+            "qemu", "A Linux guest in QEMU", measured | {"QEMU's tap": own_tap, "DPDK": dpdk}, boot_qemu, image, seconds
+        ),
+        _measurement("uml", "User-mode Linux", measured | {"DPDK": dpdk}, boot_uml, image, seconds),
     ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -25,7 +27,8 @@ class Link:
     def __init__(self, netns: Netns, name: str) -> None:
         """Open them. The file stays that of the namespace in which it was opened."""
         self._name = name
-        self._file = netns.inside(lambda: open("/proc/thread-self/net/dev", "rb", buffering=0))
+        counters = Path("/proc/thread-self/net/dev")
+        self._file = netns.inside(lambda: counters.open("rb", buffering=0))
 
     def packets(self) -> Packets:
         """The counters now. Raises RigError when there is no such link."""
@@ -36,6 +39,15 @@ class Link:
             raise RigError(f"no link {self._name}: has its back-end ended?")
         fields = found[1].split()
         return Packets(int(fields[1]), int(fields[9]))
+
+    def wait_for(self, condition: Callable[[Packets], bool], what: str, timeout: float = 20.0) -> float:
+        """Look every tenth of a millisecond until a condition holds: when that was. Raises RigError."""
+        end = time.monotonic() + timeout
+        while not condition(self.packets()):
+            if time.monotonic() > end:
+                raise RigError(f"waited {timeout:g} s for {what}: {self.packets()} at {self._name}")
+            time.sleep(0.0001)
+        return time.monotonic()
 
     def close(self) -> None:
         """Close the file."""

@@ -49,7 +49,8 @@ def write_json(path: Path, found: dict[str, Any]) -> None:
 def show(console: Console, measurement: dict[str, Any]) -> None:
     """One measurement as a table: the median of each metric, its ends, and how many times the peer's ours is."""
     metrics = {name: metric for name, metric in measurement["metrics"].items() if any(metric["contenders"].values())}
-    table = Table("", *(metric["unit"] for metric in metrics.values()), title=measurement["title"], title_justify="left")
+    units = [metric["unit"] for metric in metrics.values()]
+    table = Table("", *units, title=measurement["title"], title_justify="left")
     for contender in next(iter(measurement["metrics"].values()))["contenders"]:
         table.add_row(contender, *(_cell(metric, contender) for metric in metrics.values()))
     console.print(table)
@@ -61,10 +62,14 @@ def _cell(metric: dict[str, Any], contender: str) -> str:
     spread = metric["contenders"][contender]
     if spread is None:
         return ""
-    text = f"{number(spread['median'])} ({number(spread['min'])}..{number(spread['max'])})"
-    if ratio := metric["ratios"].get(contender):
-        text += f"\nours: × {ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})"
-    return text
+    ratio = metric["ratios"].get(contender)
+    return _figure(spread) + (f"\nours / it: {_figure(ratio)}" if ratio else "")
+
+
+def _figure(spread: dict[str, Any]) -> str:
+    """The median, and the ends where they differ."""
+    low, middle, high = (number(spread[name]) for name in ("min", "median", "max"))
+    return middle if low == high else f"{middle} ({low}..{high})"
 
 
 def number(value: float) -> str:
@@ -86,8 +91,8 @@ def readme_block(found: dict[str, Any], plots: list[str]) -> str:
     machine, settings = found["machine"], found["settings"]
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores{' (virtual)' if machine['virtual'] else ''}, Linux "
-        f"{machine['kernel']}; {settings['rounds']} rounds of {settings['seconds']:g} s, the contenders in turn. Medians "
-        f"(min..max); the ratio is ours over the peer's in the same round. `scripts/bench` measures again.",
+        f"{machine['kernel']}; {settings['rounds']} rounds of {settings['seconds']:g} s, the contenders in turn. "
+        f"Medians (min..max); the ratio is ours over the peer's in the same round. `scripts/bench` measures again.",
         "",
         "| | | | ours / it |",
         "|---|---|---|---|",
@@ -107,9 +112,7 @@ def _rows(measurement: dict[str, Any]) -> list[str]:
             if spread is None:
                 continue
             ratio = metric["ratios"].get(contender)
-            share = f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})" if ratio else ""
-            value = f"{number(spread['median'])} ({number(spread['min'])}..{number(spread['max'])})"
-            rows.append(f"| {what} | {contender} | {value} | {share} |")
+            rows.append(f"| {what} | {contender} | {_figure(spread)} | {_figure(ratio) if ratio else ''} |")
             what = ""
     return rows
 

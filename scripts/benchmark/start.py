@@ -57,9 +57,7 @@ async def _send_first(subject: Subject, link: Link) -> float:
             driver = await NetDriver.start(front_end, memory)
             try:
                 await driver.send(_FRAME)
-                # the tap of a back-end that has only just seen the ring may not be up yet
-                while link.packets().rx == before:
-                    await trio.sleep(0.0005)
-                return time.monotonic()
+                arrived = partial(link.wait_for, lambda packets: packets.rx > before, "the first frame")
+                return await trio.to_thread.run_sync(arrived)
             finally:
                 driver.close()
