@@ -10,6 +10,7 @@ themselves.
     observe     what the kernel knows about a link and a process
     programs    the C programs: a load and the kernel's limit
     frames      packets a second, both ways, small and of 64 KiB; queue pairs
+    narrow      DPDK's back-end for user-mode Linux
     guests      TCP and round trips with a real guest; what an idle one costs
     start       time to the first packet
     growth      many guests in one process

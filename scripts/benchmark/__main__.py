@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -118,6 +119,8 @@ def main(
         raise click.ClickException("needs root for network namespaces and taps")
     if len(os.sched_getaffinity(0)) < 2:
         raise click.ClickException("needs two cores: one for back-ends, one for drivers")
+    # whatever ends us, everything that we started is ended in order
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         debian.install(debian.PEERS)
         found = run(Plan(names or NAMES, repeats, seconds, against))

@@ -2,8 +2,8 @@
 
 Out of the guest: the driver sends as fast as it can, the kernel counts at the tap. Into the guest, drained: the
 back-end is stopped (SIGSTOP) while the tap's queue is filled, then continued; what the driver has received is divided
-by the time until the queue was empty. So neither the load nor its cost is in the figure. Into the guest, flooded: a load
-that never ends shares the driver's core; what counts is what the driver got.
+by the time until the queue was empty. So neither the load nor its cost is in the figure. Into the guest, flooded: a
+load that never ends shares the driver's core; what counts is what the driver got.
 """
 
 from __future__ import annotations
@@ -224,8 +224,8 @@ def flood(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values
 
 def load(here: Path, shape: Shape, count: int, seconds: float) -> int:
     """Send frames into the tap from the driver's core: how many the link accepted."""
-    words = [*on_core(driver_core()), str(program("load")), TAP, FRONT_END_MAC, str(shape.size), str(count), str(seconds)]
-    return int(json.loads(run(here.netns.argv(words), seconds + 30))["sent"])
+    words = [str(program("load")), TAP, FRONT_END_MAC, str(shape.size), str(count), str(seconds)]
+    return int(json.loads(run(here.netns.argv([*on_core(driver_core()), *words]), seconds + 30))["sent"])
 
 
 def _received(here: Path) -> int:

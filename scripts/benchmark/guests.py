@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
+from scripts.benchmark.narrow import NarrowDpdk
 from scripts.benchmark.observe import Link, context_switches, cpu_seconds
 from scripts.benchmark.runs import Measurement, Metric, Values
 from scripts.benchmark.subjects import TAP, DpdkBackEnd, Ours, Start, Subject, back_end_core, driver_core
@@ -46,12 +47,11 @@ def measurements(ours: list[Ours], image: GuestImage, seconds: float) -> list[Me
     variants = (*ours, ours[0].variant("--poll-us", "50"))
     starts: dict[str, Start] = {one.name: one.start for one in variants if one.available}
     measured: dict[str, Place] = {name: partial(attached, start) for name, start in starts.items()}
-    dpdk = partial(attached, DpdkBackEnd, offloads=False)
+    qemu = measured | {"QEMU's tap": own_tap, "DPDK": partial(attached, DpdkBackEnd, offloads=False)}
+    uml = measured | {"DPDK": partial(attached, NarrowDpdk, offloads=False)}
     return [
-        _measurement(
-            "qemu", "A Linux guest in QEMU", measured | {"QEMU's tap": own_tap, "DPDK": dpdk}, boot_qemu, image, seconds
-        ),
-        _measurement("uml", "User-mode Linux", measured | {"DPDK": dpdk}, boot_uml, image, seconds),
+        _measurement("qemu", "A Linux guest in QEMU", qemu, boot_qemu, image, seconds),
+        _measurement("uml", "User-mode Linux", uml, boot_uml, image, seconds),
     ]
 
 
