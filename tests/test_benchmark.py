@@ -72,7 +72,7 @@ def test_rounds_without_a_value_or_with_zero_have_no_ratio() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (0.1234, "0.123"), (12.34, "12.3"), (7.0, "7"), (123.4, "123"), (9999.0, "9,999"), (1.23e6, "1,230 k")],
+    [(0.0, "0"), (0.1234, "0.123"), (12.34, "12.3"), (7.0, "7"), (123.4, "123"), (9999.0, "9,999"), (1e6, "1,000 k")],
 )
 def test_figures_have_no_more_digits_than_they_deserve(value: float, text: str) -> None:
     assert report.number(value) == text

@@ -70,7 +70,7 @@ METRICS = {
     "cpu": Metric("CPU s / million packets", more=False),
     "kicks": Metric("kicks / million packets", more=False),
     "calls": Metric("calls / million packets", more=False),
-    "lost": Metric("packets", more=False),
+    "lost": Metric("packets lost", more=False),
 }
 
 

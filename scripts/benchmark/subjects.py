@@ -63,11 +63,11 @@ def on_core(core: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Ours:
-    """This back-end: of a source tree, with options.
+    """This back-end: of one revision, with options.
 
     Attributes:
         name: what the results call it.
-        tree: the root of the tree, compiled in place.
+        tree: the folder that holds the compiled package.
         options: more words for its command line.
     """
 
