@@ -85,7 +85,7 @@ def test_a_table_shows_medians_ends_and_ratios() -> None:
     found.errors.append("peer, round 2: it ended")
     report.show(Console(file=stream, width=120), found.as_json())
     assert "25 (20..30)" in stream.getvalue()
-    assert "ours / it: 2.5 (2..3)" in stream.getvalue()
+    assert "first / it: 2.5 (2..3)" in stream.getvalue()
     assert "CPU s" not in stream.getvalue()  # nobody has it
     assert "failed peer, round 2: it ended" in stream.getvalue()
 

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 #: Ours, and everybody else.
 _COLOURS = ("#1f6feb", "#9aa4af")
@@ -32,11 +33,11 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
 def draw_one(measurement: dict[str, Any], folder: Path) -> Path:
     """Draw one measurement: a row of bars for each metric that says what is better."""
     metrics = _shown(measurement)
-    names = list(metrics[0]["contenders"])
-    height = 0.9 + 0.32 * len(names)
-    figure = Figure(figsize=(8, 0.5 + height * len(metrics)), layout="constrained")
+    heights = [0.7 + 0.28 * sum(map(bool, metric["contenders"].values())) for metric in metrics]
+    figure = Figure(figsize=(8, 0.4 + sum(heights)), layout="constrained")
     figure.suptitle(measurement["title"], fontsize=12)
-    for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
+    rows = figure.subplots(len(metrics), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, metric in zip(rows, metrics, strict=True):
         _bars(axes, metric)
     paths = [folder / f"{measurement['name']}.{kind}" for kind in _FORMATS]
     for path in paths:
@@ -45,8 +46,12 @@ def draw_one(measurement: dict[str, Any], folder: Path) -> Path:
 
 
 def _shown(measurement: dict[str, Any]) -> list[dict[str, Any]]:
-    metrics = measurement["metrics"].values()
-    return [metric for metric in metrics if metric["better"] and any(metric["contenders"].values())]
+    """The metrics of which one is better than another, and which somebody has any of."""
+    return [
+        metric
+        for metric in measurement["metrics"].values()
+        if metric["better"] and any(spread and spread["max"] > 0 for spread in metric["contenders"].values())
+    ]
 
 
 def _bars(axes: Axes, metric: dict[str, Any]) -> None:
@@ -60,4 +65,5 @@ def _bars(axes: Axes, metric: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(f"{metric['unit']} ({metric['better']} is better)", fontsize=9)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.spines[["top", "right"]].set_visible(False)

@@ -4,7 +4,7 @@ The JSON has one schema, version 1:
 
     schema        1
     machine       where: commit, processor, kernel, mitigations, versions (see machine.describe)
-    settings      rounds, and seconds a window
+    settings      rounds, seconds a window, the revision compared with or null
     measurements  a list of
       name, title
       errors      sentences about contenders that failed
@@ -47,7 +47,7 @@ def write_json(path: Path, found: dict[str, Any]) -> None:
 
 
 def show(console: Console, measurement: dict[str, Any]) -> None:
-    """One measurement as a table: the median of each metric, its ends, and how many times the peer's ours is."""
+    """One measurement as a table: the median of each metric, its ends, and the first one's over it."""
     metrics = {name: metric for name, metric in measurement["metrics"].items() if any(metric["contenders"].values())}
     units = [metric["unit"] for metric in metrics.values()]
     table = Table("", *units, title=measurement["title"], title_justify="left")
@@ -63,7 +63,7 @@ def _cell(metric: dict[str, Any], contender: str) -> str:
     if spread is None:
         return ""
     ratio = metric["ratios"].get(contender)
-    return _figure(spread) + (f"\nours / it: {_figure(ratio)}" if ratio else "")
+    return _figure(spread) + (f"\nfirst / it: {_figure(ratio)}" if ratio else "")
 
 
 def _figure(spread: dict[str, Any]) -> str:
@@ -89,12 +89,12 @@ def readme_block(found: dict[str, Any], plots: list[str]) -> str:
         plots: paths of pictures, seen from the README.
     """
     machine, settings = found["machine"], found["settings"]
+    cores = f"{machine['cores']} cores{' (virtual)' if machine['virtual'] else ''}"
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores{' (virtual)' if machine['virtual'] else ''}, Linux "
-        f"{machine['kernel']}; {settings['rounds']} rounds of {settings['seconds']:g} s, the contenders in turn. "
-        f"Medians (min..max); the ratio is ours over the peer's in the same round. `scripts/bench` measures again.",
+        f"{machine['cpu']}, {cores}, Linux {machine['kernel']}; {settings['rounds']} rounds of {settings['seconds']:g} s, the "
+        "contenders in turn. Medians (min..max); the ratio is the first row's value over this one's, in the same round.",
         "",
-        "| | | | ours / it |",
+        "| | | | first / it |",
         "|---|---|---|---|",
     ]
     for measurement in found["measurements"]:
