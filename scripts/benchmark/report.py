@@ -91,8 +91,8 @@ def readme_block(found: dict[str, Any], plots: list[str]) -> str:
     machine, settings = found["machine"], found["settings"]
     cores = f"{machine['cores']} cores{' (virtual)' if machine['virtual'] else ''}"
     lines = [
-        f"{machine['cpu']}, {cores}, Linux {machine['kernel']}; {settings['rounds']} rounds of {settings['seconds']:g} s, the "
-        "contenders in turn. Medians (min..max); the ratio is the first row's value over this one's, in the same round.",
+        f"{machine['cpu']}, {cores}, Linux {machine['kernel']}; {settings['rounds']} rounds of {settings['seconds']:g} s, "
+        "the contenders in turn. Medians (min..max); the ratio is the first row's value over this one's, round by round.",
         "",
         "| | | | first / it |",
         "|---|---|---|---|",
