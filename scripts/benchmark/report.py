@@ -89,10 +89,11 @@ def readme_block(found: dict[str, Any], plots: list[str]) -> str:
         plots: paths of pictures, seen from the README.
     """
     machine, settings = found["machine"], found["settings"]
-    cores = f"{machine['cores']} cores{' (virtual)' if machine['virtual'] else ''}"
+    where = f"{machine['cpu']}, {machine['cores']} cores{' (virtual)' if machine['virtual'] else ''}"
+    how = f"{settings['rounds']} rounds of {settings['seconds']:g} s, the contenders in turn"
     lines = [
-        f"{machine['cpu']}, {cores}, Linux {machine['kernel']}; {settings['rounds']} rounds of {settings['seconds']:g} s, "
-        "the contenders in turn. Medians (min..max); the ratio is the first row's value over this one's, round by round.",
+        f"{where}, Linux {machine['kernel']}; {how}. Medians (min..max); the ratio is the first row's value over this "
+        "one's, round by round.",
         "",
         "| | | | first / it |",
         "|---|---|---|---|",
