@@ -65,11 +65,6 @@ def hotplug() -> dict[str, Any]:
         return acceptance.hotplug(guest, host, backend, cycles=100, seconds=120)
 
 
-def bench_tx() -> dict[str, Any]:
-    """Small frames from DPDK's front-end to a tap, through us and through DPDK, five times each in turn."""
-    return acceptance.bench_tx(rounds=5, seconds=5)
-
-
 def idle() -> dict[str, Any]:
     """No thread runs in ten seconds without packets."""
     with machine() as (netns, backend, _, _):
@@ -110,7 +105,6 @@ def fences() -> dict[str, Any]:
 RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "reconnect": reconnect,
     "hotplug": hotplug,
-    "bench-tx": bench_tx,
     "idle": idle,
     "traffic": traffic,
     "fences": fences,

@@ -6,8 +6,6 @@ the back-end fails and returns what it measured, ready for JSON.
 
 from __future__ import annotations
 
-import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from tests.rig.image import GuestImage
 from tests.rig.netns import Netns
 from tests.rig.process import RigError, wait_until
 from tests.rig.qemu import Qemu, VhostUserNic
-from tests.rig.testpmd import Testpmd, tap_port, vhost_back_end, virtio_user
+from tests.rig.testpmd import Testpmd, virtio_user
 from tests.rig.traffic import End, Flow, Host, Tally
 
 HOST_ADDRESS = "10.77.0.1"
@@ -188,51 +186,6 @@ def idle(netns: Netns, backend: Backend, *, seconds: float) -> dict[str, Any]:
             raise RigError(f"the back-end ran in {seconds:g} s without a packet: {before}, then {after}")
         return {"seconds": seconds, "threads": len(after)}
     raise RigError(f"no {seconds:g} s without a packet at {backend.tap}")
-
-
-def bench_tx(*, rounds: int, seconds: float) -> dict[str, Any]:
-    """Small frames from a polling front-end to a tap, through us and through DPDK in turn.
-
-    Returns:
-        Frames a second at the tap, one figure a round, the medians and their ratio.
-    """
-    ours = "ours", lambda netns: Backend(netns)
-    dpdk = "dpdk", lambda netns: DpdkBackEnd(netns)
-    rates: dict[str, list[int]] = {"ours": [], "dpdk": []}
-    for _ in range(rounds):
-        for name, start in (ours, dpdk):
-            with Netns() as netns, start(netns) as backend:
-                rates[name].append(round(tap_rate(netns, backend.socket, backend.tap or "", seconds)))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    return {
-        "frames_per_second": rates,
-        "median": medians,
-        "ratio": round(medians["ours"] / medians["dpdk"], 3),
-        "pairwise_ratios": [round(a / b, 3) for a, b in zip(rates["ours"], rates["dpdk"], strict=True)],
-        "cores": len(os.sched_getaffinity(0)),
-    }
-
-
-def tap_rate(netns: Netns, socket: Path, tap: str, seconds: float) -> float:
-    """Frames a second that reach the tap from a front-end that sends 60-byte frames as fast as it can."""
-    with Testpmd([virtio_user(socket)]) as front_end:
-        front_end.forward("txonly", 60)
-        # the first packets only show that both sides have started
-        wait_for_packets(netns, tap, 10_000)
-        packets, start = netns.rx_packets(tap), time.monotonic()
-        time.sleep(seconds)
-        return (netns.rx_packets(tap) - packets) / (time.monotonic() - start)
-
-
-class DpdkBackEnd(Testpmd):
-    """DPDK's back-end on a tap of its own, polling on the first core."""
-
-    def __init__(self, netns: Netns) -> None:
-        self.tap = "dtap0"
-        self.socket = Path(f"/run/{netns.name}.sock")
-        first = min(os.sched_getaffinity(0))
-        super().__init__([vhost_back_end(self.socket), tap_port(self.tap)], memory=256, worker=first, netns=netns)
-        self.forward("io")
 
 
 def serving_back_end(netns: Netns, socket_path: Path | None = None) -> Backend:

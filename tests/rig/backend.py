@@ -86,6 +86,7 @@ class Backend:
         fd: socket.socket | None = None,
         socket_path: Path | None = None,
         options: Sequence[str] = (),
+        prefix: Sequence[str] = (),
         wait: bool = True,
     ) -> None:
         """Start it and, when it is to listen, wait until it does.
@@ -98,6 +99,7 @@ class Backend:
             fd: a listening or connected socket for it to inherit, in place of a path.
             socket_path: where its socket is to be, in place of a folder of its own.
             options: more words for its command line.
+            prefix: words before its command line: a program that becomes it, for example ``taskset -c 0``.
             wait: False to return at once.
 
         Raises:
@@ -108,7 +110,7 @@ class Backend:
         self.socket = socket_path or self.folder / "vhost-user.sock"
         self.tap = tap
         self._counters = self.folder / "counters.json"
-        argv: list[str | Path] = [sys.executable, "-m", "vhostuser", device]
+        argv: list[str | Path] = [*prefix, sys.executable, "-m", "vhostuser", device]
         argv += [f"--fd={fd.fileno()}"] if fd else [f"--socket-path={self.socket}"]
         argv += ["--client"] if client else []
         argv += ["--tap", tap] if tap else []

@@ -27,6 +27,7 @@ from vhostuser.devices.net.ports.tap import open_tap
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
+from vhostuser.frontend.rings import DriverQueue
 from vhostuser.frontend.split import Descriptor, DriverRing
 from vhostuser.runtime.groups import allow_interrupts
 from vhostuser.runtime.serve import Server
@@ -189,7 +190,8 @@ async def third(folder: Path, seconds: float) -> dict[str, Any]:
 class _Feeder:
     """A thread that makes a transmit ring's chains available again as soon as they are used."""
 
-    def __init__(self, ring: DriverRing) -> None:
+    def __init__(self, ring: DriverQueue) -> None:
+        assert isinstance(ring, DriverRing)  # its fields are written past the driver
         self.packets = 0
         self._ring = ring
         self._ending = threading.Event()

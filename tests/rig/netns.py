@@ -14,10 +14,10 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from tests.rig.process import RigError, run, wait_until
 
@@ -26,6 +26,8 @@ PACKET_OUTGOING = 4
 PACKET_IGNORE_OUTGOING = 23
 SOL_PACKET = 263
 CLONE_NEWNET = 0x40000000
+
+T = TypeVar("T")
 
 _numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -91,25 +93,30 @@ class Netns:
 
     def open_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket that lives in this namespace, whatever namespace the caller is in."""
-        if self.name is None:
-            return socket.socket(family, kind, protocol)
-        made: list[socket.socket | OSError] = []
+        return self.inside(lambda: socket.socket(family, kind, protocol))
 
-        def make() -> None:
+    def inside(self, make: Callable[[], T]) -> T:
+        """What ``make`` makes when it is called in this namespace. Raises the OSError that it raises."""
+        if self.name is None:
+            return make()
+        made: list[T] = []
+        failed: list[OSError] = []
+
+        def enter_and_make() -> None:
             # a thread of its own, because setns() moves the calling thread for good
             try:
                 with open(f"/run/netns/{self.name}", "rb") as handle:
                     if _libc.setns(handle.fileno(), CLONE_NEWNET):
                         raise OSError(ctypes.get_errno(), "setns")
-                made.append(socket.socket(family, kind, protocol))
+                made.append(make())
             except OSError as error:
-                made.append(error)
+                failed.append(error)
 
-        thread = threading.Thread(target=make)
+        thread = threading.Thread(target=enter_and_make)
         thread.start()
         thread.join()
-        if isinstance(made[0], OSError):
-            raise made[0]
+        if failed:
+            raise failed[0]
         return made[0]
 
     def packet_socket(self, link: str) -> socket.socket:

@@ -51,8 +51,9 @@ class Testpmd:
         memory: int = 128,
         worker: int | None = None,
         netns: Netns | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        """Start it and wait for its prompt; nothing is forwarded yet.
+        """Start it and wait for its prompt; nothing is forwarded yet, unless the options say so.
 
         Args:
             devices: ``--vdev`` values; each becomes a port.
@@ -60,6 +61,7 @@ class Testpmd:
             memory: MiB.
             worker: the core that polls; commands are served on the other. By default the last core.
             netns: where it runs, which matters to a tap.
+            options: more words for testpmd itself.
 
         Raises:
             RigError: it ended.
@@ -75,6 +77,7 @@ class Testpmd:
             *(f"--file-prefix=vhu-{os.getpid()}-{next(_numbers)}", "-l", f"{main},{worker}", f"--main-lcore={main}"),
             *(f"--vdev={device}" for device in devices),
             *("--", "-i", "--nb-cores=1", f"--txq={queues}", f"--rxq={queues}", "--total-num-mbufs=8192"),
+            *options,
         ]
         log = Path(self._folder.name) / "testpmd.log"
         self.program = Program(netns.argv(argv) if netns else argv, log, keep_stdin=True)
@@ -98,17 +101,22 @@ class Testpmd:
         assert answer is not None
         return answer
 
-    def forward(self, mode: str, frame_size: int | None = None) -> None:
+    def forward(self, mode: str, frame_size: int | str | None = None) -> None:
         """Start forwarding: ``txonly`` sends, ``rxonly`` drains, ``flowgen`` both, ``io`` passes between two ports.
 
         Args:
             mode: testpmd's forwarding mode.
-            frame_size: bytes of a generated frame without its check sequence.
+            frame_size: bytes of a generated frame without its check sequence; "A,B" in segments of A and of B.
+
+        Raises:
+            RigError: a port did not start.
         """
         self.command(f"set fwd {mode}")
         if frame_size is not None:
             self.command(f"set txpkts {frame_size}")
-        self.command("start")
+        answer = self.command("start")
+        if "Not all ports were started" in answer:
+            raise self.program.failure("testpmd could not start its ports")
 
     def stop_forwarding(self) -> None:
         """Stop forwarding; the ports stay up."""
