@@ -29,7 +29,14 @@ class Net:
     batching = False
 
     def __init__(
-        self, ram: GuestRam, features: int = MODERN, size: int = 16, *, event_idx: bool = True, port: int | None = None
+        self,
+        ram: GuestRam,
+        features: int = MODERN,
+        size: int = 16,
+        *,
+        event_idx: bool = True,
+        port: int | None = None,
+        port_header: int | None = None,
     ) -> None:
         self.ram = ram
         self.memory = map_guest(ram)
@@ -38,7 +45,9 @@ class Net:
         for end in (self.port, self.host):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, 32, 1 << 20)  # SO_SNDBUFFORCE: room for the longest packets
-        self.pump = NetPump(0, features, self.port.fileno() if port is None else port, self.batching)
+        self.pump = NetPump(0, features)
+        fd = self.port.fileno() if port is None else port
+        self.pump.use(fd, self.header_size if port_header is None else port_header, self.batching)
         start(self.pump.rx, self.rx, self.memory)
         start(self.pump.tx, self.tx, self.memory)
         self.frame = ram.alloc(76), 76

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import trio
@@ -19,12 +21,12 @@ import trio
 from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
-from vhostuser.runtime.groups import Group
+from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
-from vhostuser.virtio.pump import ChainPump
+from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
 from vhostuser.virtio.split import area_sizes
 from vhostuser.wire.codec import decode, describe, undecoded
@@ -77,7 +79,11 @@ class LiveGroup:
 
 def offer_of(device: Device) -> Offer:
     """What a device's back-end offers."""
-    protocol = PROTOCOL_FEATURES | (ProtocolFeature.NET_MTU if device.mtu_settable else ProtocolFeature(0))
+    protocol = PROTOCOL_FEATURES
+    if device.mtu_settable:
+        protocol |= ProtocolFeature.NET_MTU
+    if device.announces:
+        protocol |= ProtocolFeature.RARP
     return Offer(device.features | VhostFeature.PROTOCOL_FEATURES, protocol, device.num_rings)
 
 
@@ -131,6 +137,12 @@ class Connection:
         for live in self._groups.values():
             _add(total, live.group.pump.counters())
         return total
+
+    async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
+        """Run `function` in the thread of each living group between two turns; one that ends meanwhile is left out."""
+        for number, live in list(self._groups.items()):
+            with suppress(GroupEndedError):
+                await live.group.call(partial(function, number, live.group.pump))
 
     def check_foreign(self, fd: OwnedFd, name: str) -> None:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""

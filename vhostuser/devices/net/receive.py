@@ -22,18 +22,29 @@ from array import array
 import cython
 
 from vhostuser.devices.net.features import NetFeature, header_size
+from vhostuser.devices.net.header import accepted_offloads
 from vhostuser.virtio.memory import address_of
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.devices.net.header import accepts
     from vhostuser.devices.net.uring import Uring
     from vhostuser.virtio.layout import BURST, EVENT, KICK, POOL, PORT_IN, SEGMENTS, VANISHED, WORK
-    from vhostuser.virtio.primitives import copy, readv, store_u8, store_u16
+    from vhostuser.virtio.primitives import copy, load_u8, load_u16, readv, store_u8, store_u16
     from vhostuser.virtio.ring import Ring
 
-    (RX_PACKETS, RX_BYTES, RX_DROPPED, RX_STARVED, RX_KEPT, RX_MOVED, RX_BATCHES) = range(7)
+    (RX_PACKETS, RX_BYTES, RX_DROPPED, RX_STARVED, RX_KEPT, RX_MOVED, RX_BATCHES, RX_REFUSED) = range(8)
 
 #: Names of the counters, in the order of the ``.pxd``.
-COUNTERS = ("rx_packets", "rx_bytes", "rx_dropped", "rx_starved", "rx_kept", "rx_moved", "rx_batches")
+COUNTERS = (
+    "rx_packets",
+    "rx_bytes",
+    "rx_dropped",
+    "rx_starved",
+    "rx_kept",
+    "rx_moved",
+    "rx_batches",
+    "rx_refused",
+)
 
 _MAX_FRAME = cython.declare(cython.ulonglong, 65535 + 18)  # 65535 bytes of IP, Ethernet header, VLAN tag
 _OVERFLOW = cython.declare(cython.ulonglong, 65536 + 128)  # the longest packet, rounded up
@@ -51,24 +62,31 @@ _NOTHING = cython.declare(cython.long, 0)
 _USELESS = cython.declare(cython.long, -1)
 
 
+def move_header(to: cython.ulonglong) -> None:
+    """Move a header without num_buffers down by those two bytes."""
+    at: cython.int
+    for at in range(0, 10, 2):
+        store_u16(to + at, load_u16(to + at + 2))
+
+
 class Receiver:
     """The receive half of a queue pair.
 
     Attributes:
         ring: where it puts packets.
-        header_size: bytes of virtio_net_hdr before each packet, in the ring and at the port.
+        header_size: bytes of virtio_net_hdr before each packet in the ring.
+        shift: by how much less it is at the port, which then has no num_buffers.
         port: the descriptor; its owner closes it.
         port_failed: whether the port is gone.
         uring: what makes batches; None: one system call a packet.
     """
 
-    def __init__(self, ring: Ring, features: int, port: int, uring: Uring | None) -> None:
+    def __init__(self, ring: Ring, features: int) -> None:
         self.ring = ring
         self.header_size = header_size(features)
         self.mergeable = bool(features & NetFeature.MRG_RXBUF)
-        self.port = port
-        self.uring = uring
-        self.port_failed = False
+        self.accepted = accepted_offloads(features)
+        self.use(-1, self.header_size, None)
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
         # Twice the overflow for each slot: what overflowed, and before it room for what did not. Pages that are never
         # touched, as most of these, cost nothing.
@@ -80,6 +98,13 @@ class Receiver:
         self.large = 0
         self.ramp = 1
         self.drained = False
+
+    def use(self, port: int, port_header: int, uring: Uring | None) -> None:
+        """Receive from another port from now on. What the old one's packets were kept for still comes first."""
+        self.port = port
+        self.shift = self.header_size - port_header
+        self.uring = uring
+        self.port_failed = False
 
     def close(self) -> None:
         """Release the memory for what overflows."""
@@ -135,15 +160,18 @@ class Receiver:
             if not self.usable(i):
                 i += 1
                 continue
+            if self.shift and self.ring.iov[2 * self.ring.first[i] + 1] < self.header_size:
+                return self.read_aside(i)
             end = self.window(i, taken)
             if end < 0:
                 return i
             spare = self.ring.first[end - 1] + self.ring.segments[end - 1]
             self.ring.iov[2 * spare] = self.overflow(0)
             self.ring.iov[2 * spare + 1] = _OVERFLOW
+            self.skip(i)
             got = readv(self.port, self.ring.iov_address + 16 * self.ring.first[i], spare - self.ring.first[i] + 1)
+            got = self.check(i, got)
             self.ring.iov[2 * spare] = self.ring.iov[2 * spare + 1] = 0
-            got = self.check(got)
             if got == _NOTHING:
                 self.drained = True
             if got <= 0:
@@ -163,22 +191,25 @@ class Receiver:
         done: cython.int = 0
         got: cython.long
         spare: cython.int
-        while n < taken and self.ring.size[n] >= self.header_size and self.ring.segments[n]:
+        while n < taken and self.plain(n):
             spare = self.ring.first[n] + self.ring.segments[n]
             self.ring.iov[2 * spare] = self.overflow(n)
             self.ring.iov[2 * spare + 1] = _OVERFLOW
+            self.skip(n)
             uring.prepare(
                 _OP_READV, self.port, self.ring.iov_address + 16 * self.ring.first[n], self.ring.segments[n] + 1
             )
             n += 1
         if n < _BATCH_FROM:  # a useless chain is in the way
             uring.waiting = 0
+            for i in range(n):
+                self.unskip(i)
             return self.burst(taken)
         if uring.submit() < 0:
             return 0
         self.counts[RX_BATCHES] += 1
         for i in range(n):
-            got = self.check(uring.result[i])
+            got = self.check(i, uring.result[i])
             if got == _NOTHING:
                 self.drained = True
             elif got > 0:
@@ -188,10 +219,27 @@ class Receiver:
                     done += 1
         return done
 
-    def check(self, got: cython.long) -> cython.long:
-        """A read's answer: the packet's size, or ``_NOTHING``, or ``_USELESS``."""
-        if got > self.header_size:
-            return got
+    def check(self, i: cython.int, got: cython.long) -> cython.long:
+        """The answer of a read into chain `i`: the packet's size in the ring, or ``_NOTHING``, or ``_USELESS``."""
+        k: cython.int = 2 * self.ring.first[i]
+        self.unskip(i)
+        if got + self.shift <= self.header_size:
+            return self.excuse(got)
+        if self.shift:
+            move_header(self.ring.iov[k])
+        if self.ring.iov[k + 1] > 1:
+            return self.judge(self.ring.iov[k], self.ring.iov[k] + 1, got + self.shift)
+        return self.judge(self.ring.iov[k], self.ring.iov[k + 2], got + self.shift)
+
+    def judge(self, flags: cython.ulonglong, gso: cython.ulonglong, size: cython.long) -> cython.long:
+        """`size` if the driver takes a packet whose flags and gso_type lie there, else ``_USELESS``."""
+        if accepts(load_u8(flags), load_u8(gso), self.accepted):
+            return size
+        self.counts[RX_REFUSED] += 1
+        return _USELESS
+
+    def excuse(self, got: cython.long) -> cython.long:
+        """What a read's answer means that is no packet: ``_NOTHING`` or ``_USELESS``."""
         if got == _EFAULT:
             self.ring.fail(VANISHED)
         elif got in (0, _EBADFD, _ECONNRESET):
@@ -208,6 +256,42 @@ class Receiver:
         self.counts[RX_DROPPED] += 1
         self.ring.written[i] = 0
         return False
+
+    def plain(self, i: cython.int) -> cython.bint:
+        """Whether a packet can be read into chain `i` as it is."""
+        if self.ring.size[i] < self.header_size or not self.ring.segments[i]:
+            return False
+        return not self.shift or self.ring.iov[2 * self.ring.first[i] + 1] >= self.header_size
+
+    def skip(self, i: cython.int) -> None:
+        """Leave a gap at the beginning of chain `i` by which the port's header is shorter: the frame is in place."""
+        k: cython.int = 2 * self.ring.first[i]
+        self.ring.iov[k] += self.shift
+        self.ring.iov[k + 1] -= self.shift
+
+    def unskip(self, i: cython.int) -> None:
+        """Undo :meth:`skip`."""
+        k: cython.int = 2 * self.ring.first[i]
+        self.ring.iov[k] -= self.shift
+        self.ring.iov[k + 1] += self.shift
+
+    def read_aside(self, i: cython.int) -> cython.int:
+        """Read a packet to be kept: the header in chain `i` is in pieces, and the port's has another size."""
+        spare: cython.int = self.ring.first[i] + self.ring.segments[i]
+        got: cython.long
+        self.ring.iov[2 * spare] = self.overflow(0) + self.shift
+        self.ring.iov[2 * spare + 1] = _OVERFLOW - self.shift
+        got = readv(self.port, self.ring.iov_address + 16 * spare, 1)
+        if got + self.shift <= self.header_size:
+            got = self.excuse(got)
+        else:
+            move_header(self.overflow(0))
+            got = self.judge(self.overflow(0), self.overflow(0) + 1, got + self.shift)
+        if got == _NOTHING:
+            self.drained = True
+        elif got > 0:
+            self.keep(i, i, 0, got)
+        return i
 
     def window(self, i: cython.int, taken: cython.int) -> cython.int:
         """The end of the chains to read into: one, or after a large packet enough for the largest.
@@ -275,7 +359,7 @@ class Receiver:
         at: cython.ulonglong
         for k in range(i, end):
             room += self.ring.size[k]
-        if size > self.header_size + _MAX_FRAME or (size > room and not self.mergeable):
+        if size > self.header_size + _MAX_FRAME or (size > self.ring.size[i] and not self.mergeable):
             self.counts[RX_DROPPED] += 1
             return
         room = min(room, size)

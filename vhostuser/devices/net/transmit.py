@@ -59,24 +59,30 @@ class Transmitter:
 
     Attributes:
         ring: what it takes packets from.
-        header_size: bytes of virtio_net_hdr before each packet, in the ring and at the port.
+        header_size: bytes of virtio_net_hdr before each packet in the ring.
+        port_header: bytes of it at the port; what is more in the ring is num_buffers, which means nothing there.
         port: the descriptor; its owner closes it.
         port_failed: whether the port is gone.
         uring: what makes batches; None: one system call a packet.
     """
 
-    def __init__(self, ring: Ring, features: int, port: int, uring: Uring | None) -> None:
+    def __init__(self, ring: Ring, features: int) -> None:
         self.ring = ring
         self.header_size = header_size(features)
         self.offloads = offloads_of(features)
-        self.port = port
-        self.uring = uring
-        self.port_failed = False
+        self.use(-1, self.header_size, None)
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
         headers = array("Q", bytes(16 * BURST))
         self.headers = headers
         self.headers_address = headers.buffer_info()[0]
         self.chosen = array("i", bytes(4 * BURST))
+
+    def use(self, port: int, port_header: int, uring: Uring | None) -> None:
+        """Send to another port from now on. A chain that the old one was too full for is still in the ring."""
+        self.port = port
+        self.port_header = port_header
+        self.uring = uring
+        self.port_failed = False
 
     def counters(self) -> dict[str, int]:
         """Counters by name."""
@@ -112,9 +118,7 @@ class Transmitter:
             if not self.ready(i):
                 continue
             at = self.ring.first[i]
-            answer = self.settle(
-                i, writev(self.port, self.ring.iov_address + 16 * (at - 1), self.ring.segments[i] + 1)
-            )
+            answer = self.settle(i, writev(self.port, self.ring.iov_address + 16 * (at - 1), self.ring.segments[i] + 1))
             if answer != _SENT:
                 return i
         return taken
@@ -130,9 +134,7 @@ class Transmitter:
         for i in range(taken):
             if self.ready(i):
                 at = self.ring.first[i]
-                uring.prepare(
-                    _OP_WRITEV, self.port, self.ring.iov_address + 16 * (at - 1), self.ring.segments[i] + 1
-                )
+                uring.prepare(_OP_WRITEV, self.port, self.ring.iov_address + 16 * (at - 1), self.ring.segments[i] + 1)
                 self.chosen[n] = i
                 n += 1
         if n and uring.submit() < 0:
@@ -159,7 +161,7 @@ class Transmitter:
             self.counts[TX_DROPPED] += 1
             return False
         self.ring.iov[2 * at - 2] = header
-        self.ring.iov[2 * at - 1] = self.header_size
+        self.ring.iov[2 * at - 1] = self.port_header
         return True
 
     def settle(self, i: cython.int, sent: cython.long) -> cython.int:

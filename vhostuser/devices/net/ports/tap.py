@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 
 from vhostuser.devices.net.features import NetFeature
+from vhostuser.devices.net.ports import discard
+from vhostuser.devices.net.ports.link import set_link
 from vhostuser.errors import PortError
 
 _TUNSETIFF = 0x400454CA
@@ -42,7 +44,6 @@ _OFFLOADS = {
     NetFeature.GUEST_USO6: 0x40,
 }
 _USO = NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6 | NetFeature.HOST_USO
-_FLUSH_LIMIT = 4096  # frames; a tap queues 1000 unless told otherwise
 
 
 class Tap:
@@ -53,6 +54,7 @@ class Tap:
         queues: how many queue pairs it serves.
         unsupported: network features that this kernel's tap cannot do.
         batching: whether the queue takes all that is written to it, as it does unless somebody limited it.
+        header_size: bytes of virtio_net_hdr before each packet.
     """
 
     def __init__(self, fd: int, name: str) -> None:
@@ -63,6 +65,7 @@ class Tap:
         """
         self.name = name
         self.queues = 1
+        self.header_size = 10  # as every tap begins
         present = _queue_flags(fd, name)
         if missing := [flag for flag in _WANTED if flag not in present]:
             raise PortError(f"tap {name}: opened with the flags {', '.join(present)}; {', '.join(missing)} missing")
@@ -71,8 +74,7 @@ class Tap:
         self._fd = fd
         self.unsupported = NetFeature(0) if self._set_offloads(0x7F) else _USO  # before Linux 6.2
         self._set_offloads(0)
-        limit = struct.unpack("i", fcntl.ioctl(fd, _TUNGETSNDBUF, struct.pack("i", 0)))[0]
-        self.batching: bool = limit == _NO_LIMIT
+        self.batching = self._never_full()
 
     def fileno(self, pair: int = 0) -> int:
         """The descriptor."""
@@ -84,6 +86,7 @@ class Tap:
     def configure(self, features: int, header_size: int) -> None:
         """Get ready for a driver: header size, what it can receive, and nothing left over from before."""
         self._set("TUNSETVNETHDRSZ", _TUNSETVNETHDRSZ, header_size)
+        self.header_size = header_size
         if sys.byteorder != "little":
             self._set("TUNSETVNETLE", _TUNSETVNETLE, 1)
         offloads = sum(mask for bit, mask in _OFFLOADS.items() if features & bit)
@@ -93,15 +96,10 @@ class Tap:
 
     def flush(self) -> int:
         """Throw away what waits to be received; the number of frames. Raises PortError when the tap is gone."""
-        frames = 0
         try:
-            while frames < _FLUSH_LIMIT and os.read(self._fd, 65536 + 64):
-                frames += 1
-        except BlockingIOError:
-            pass
+            return discard(self._fd)
         except OSError as error:
             raise PortError(f"tap {self.name}: cannot be read: {error.strerror}") from error
-        return frames
 
     def set_carrier(self, up: bool) -> None:
         """Show the host whether a driver is there."""
@@ -109,17 +107,21 @@ class Tap:
 
     def bring_up(self) -> None:
         """Set the interface up. Raises PortError without CAP_NET_ADMIN."""
-        self._link(state="up")
+        set_link("tap", self.name, state="up")
 
     def set_mtu(self, mtu: int) -> None:
         """Set the interface's MTU in bytes. Raises PortError when the kernel refuses it."""
-        self._link(mtu=mtu)
+        set_link("tap", self.name, mtu=mtu)
 
     def close(self) -> None:
         """Close the queue; a tap that we made goes with it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _never_full(self) -> bool:
+        limit: int = struct.unpack("i", fcntl.ioctl(self._fd, _TUNGETSNDBUF, struct.pack("i", 0)))[0]
+        return limit == _NO_LIMIT
 
     def _set(self, what: str, request: int, value: int) -> None:
         try:
@@ -135,17 +137,6 @@ class Tap:
                 raise PortError(f"tap {self.name}: TUNSETOFFLOAD {offloads:#x}: {error.strerror}") from error
             return False
         return True
-
-    def _link(self, **change: object) -> None:
-        from pyroute2 import IPRoute, NetlinkError  # a quarter of a second to import, and not always needed
-
-        try:
-            with IPRoute() as netlink:
-                netlink.link("set", index=netlink.link_lookup(ifname=self.name)[0], **change)
-        except (NetlinkError, OSError, IndexError) as error:
-            wanted = ", ".join(f"{key} {value}" for key, value in change.items())
-            reason = "CAP_NET_ADMIN is missing" if getattr(error, "code", 0) == errno.EPERM else error
-            raise PortError(f"tap {self.name}: cannot set {wanted}: {reason}") from error
 
 
 def open_tap(name: str) -> Tap:
