@@ -4,6 +4,8 @@ What the guest sends leaves through the interface, and what arrives there reache
 makes of it. PACKET_VNET_HDR passes the virtio_net_hdr through as it is, so checksums and segmentation stay undone as
 on a tap. Unlike a tap the interface cannot be told what this driver accepts: the data path drops what it did not.
 
+An interface that is down loses what is sent, as a tap does; one that is deleted is a port that is gone.
+
 Before Linux 6.5 the header here has 10 bytes whatever the driver has; the data path adds and cuts num_buffers.
 """
 
@@ -104,7 +106,7 @@ def _why_not(error: OSError) -> str:
     match error.errno:
         case errno.EPERM:
             return "CAP_NET_RAW is missing"
-        case errno.ENODEV | errno.ENXIO:
+        case errno.ENODEV | errno.ENXIO | None:  # None: if_nametoindex says no more
             return "no such interface"
         case errno.ENETDOWN:
             return "the interface is down"
