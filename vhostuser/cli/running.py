@@ -113,6 +113,7 @@ class Program:
                     for guest in self._guests:
                         await serving.start(self._serve, guest)
                     self._complete.set()
+                    log.info("serving %s", "one guest" if len(self._guests) == 1 else f"{len(self._guests)} guests")
                 nursery.cancel_scope.cancel()
                 if self._failure is not None:
                     raise self._failure
