@@ -40,7 +40,6 @@ cdef class Receiver:
     cdef long check(self, int i, long got) noexcept nogil
     cdef long judge(self, unsigned long long flags, unsigned long long gso, long size) noexcept nogil
     cdef long excuse(self, long got) noexcept nogil
-    cdef bint unbound(self) noexcept nogil
     cdef bint plain(self, int i) noexcept nogil
     cdef void skip(self, int i) noexcept nogil
     cdef void unskip(self, int i) noexcept nogil

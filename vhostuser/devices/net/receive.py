@@ -29,7 +29,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.header import accepts
     from vhostuser.devices.net.uring import Uring
     from vhostuser.virtio.layout import BURST, EVENT, KICK, POOL, PORT_IN, SEGMENTS, VANISHED, WORK
-    from vhostuser.virtio.primitives import copy, load_u8, load_u16, readv, store_u8, store_u16, store_u64, writev
+    from vhostuser.virtio.primitives import copy, load_u8, load_u16, readv, store_u8, store_u16
     from vhostuser.virtio.ring import Ring
 
     (RX_PACKETS, RX_BYTES, RX_DROPPED, RX_STARVED, RX_KEPT, RX_MOVED, RX_BATCHES, RX_REFUSED) = range(8)
@@ -57,7 +57,6 @@ _EFAULT = cython.declare(cython.long, -errno.EFAULT)
 _EBADFD = cython.declare(cython.long, -errno.EBADFD)
 _ECONNRESET = cython.declare(cython.long, -errno.ECONNRESET)
 _ENETDOWN = cython.declare(cython.long, -errno.ENETDOWN)
-_ENXIO = cython.declare(cython.long, -errno.ENXIO)
 
 # what a read's answer means when it is no packet
 _NOTHING = cython.declare(cython.long, 0)
@@ -244,7 +243,7 @@ class Receiver:
         """What a read's answer means that is no packet: ``_NOTHING`` or ``_USELESS``."""
         if got == _EFAULT:
             self.ring.fail(VANISHED)
-        elif got in (0, _EBADFD, _ECONNRESET) or (got == _ENETDOWN and self.unbound()):
+        elif got in (0, _EBADFD, _ECONNRESET, _ENETDOWN):
             self.port_failed = True
         elif got > 0:
             self.counts[RX_DROPPED] += 1
@@ -258,15 +257,6 @@ class Receiver:
         self.counts[RX_DROPPED] += 1
         self.ring.written[i] = 0
         return False
-
-    def unbound(self) -> cython.bint:
-        """Whether a packet socket's interface is gone rather than down, which reading tells alike, and only once.
-
-        Writing tells them apart before it looks at the packet; one byte is none.
-        """
-        store_u64(self.overflow(0), self.overflow(0))
-        store_u64(self.overflow(0) + 8, 1)
-        return writev(self.port, self.overflow(0), 1) == _ENXIO
 
     def plain(self, i: cython.int) -> cython.bint:
         """Whether a packet can be read into chain `i` as it is."""

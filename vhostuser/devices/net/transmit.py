@@ -47,6 +47,7 @@ _EFAULT = cython.declare(cython.long, -errno.EFAULT)
 _EBADFD = cython.declare(cython.long, -errno.EBADFD)
 _EPIPE = cython.declare(cython.long, -errno.EPIPE)
 _ECONNRESET = cython.declare(cython.long, -errno.ECONNRESET)
+_ENETDOWN = cython.declare(cython.long, -errno.ENETDOWN)
 _ENXIO = cython.declare(cython.long, -errno.ENXIO)
 
 # how a packet came out
@@ -177,7 +178,7 @@ class Transmitter:
         if sent == _EFAULT:
             self.ring.fail(VANISHED)
             return _BROKEN
-        if sent in (_EBADFD, _EPIPE, _ECONNRESET, _ENXIO):
+        if sent in (_EBADFD, _EPIPE, _ECONNRESET, _ENETDOWN, _ENXIO):
             self.port_failed = True
             return _BLOCKED
         self.counts[TX_REJECTED] += 1

@@ -4,7 +4,8 @@ What the guest sends leaves through the interface, and what arrives there reache
 makes of it. PACKET_VNET_HDR passes the virtio_net_hdr through as it is, so checksums and segmentation stay undone as
 on a tap. Unlike a tap the interface cannot be told what this driver accepts: the data path drops what it did not.
 
-An interface that is down loses what is sent, as a tap does; one that is deleted is a port that is gone.
+An interface that goes down is a port that is gone. The kernel says it once, and does not say whether the interface will
+be deleted next, which it would keep to itself.
 
 Before Linux 6.5 the header here has 10 bytes whatever the driver has; the data path adds and cuts num_buffers.
 """
