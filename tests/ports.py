@@ -17,6 +17,7 @@ class PairPort:
     """One end of a SOCK_SEQPACKET pair for the device; :attr:`host` is the other one.
 
     Attributes:
+        name: for messages.
         queues: one.
         attached: whether the pair's receive ring runs.
         unsupported: network features that the port cannot do: none.
@@ -33,6 +34,7 @@ class PairPort:
         theirs.setblocking(False)
         self._device_end = theirs
         self.host = trio.socket.from_stdlib_socket(ours)
+        self.name = "pair"
         self.queues = 1
         self.attached = False
         self.unsupported = NetFeature(0)

@@ -27,6 +27,8 @@ from vhostuser.virtio.rings import make_ring
 T = TypeVar("T")
 #: Runs a function in the thread that owns a group's rings, between two turns, and returns what it returns.
 InTurn = Callable[[Callable[[], T]], Awaitable[T]]
+#: Does the same in the thread of each group that lives, with the group's number and its pump.
+InTurns = Callable[[Callable[[int, Pump], None]], Awaitable[None]]
 
 
 class Device:
@@ -37,12 +39,14 @@ class Device:
         groups: the ring indices of each queue group.
         features: the virtio feature bits offered, ring features included.
         mtu_settable: whether :meth:`set_mtu` works, so that NET_MTU may be offered.
+        announces: whether :meth:`announce` works, so that RARP may be offered.
     """
 
     name: str
     groups: tuple[tuple[int, ...], ...]
     features: int = SUPPORTED
     mtu_settable: ClassVar[bool] = False
+    announces: ClassVar[bool] = False
 
     @property
     def num_rings(self) -> int:
@@ -69,6 +73,14 @@ class Device:
     def set_mtu(self, mtu: int) -> None:
         """Take over the front-end's MTU in bytes. Raises PortError when the host side refuses it."""
         raise NotImplementedError(f"device {self.name} has no MTU")
+
+    def announce(self, mac: bytes) -> None:
+        """Tell the host's network that the guest with this address is here. Raises PortError when it cannot be."""
+        raise NotImplementedError(f"device {self.name} has no address")
+
+    def counters(self) -> dict[str, int]:
+        """Counters by name that belong to no pump."""
+        return {}
 
     def close(self) -> None:
         """Release the host side."""

@@ -43,6 +43,7 @@ class Net:
         event_idx: bool = True,
         port: int | None = None,
         poll_us: int = 0,
+        port_header: int | None = None,
     ) -> None:
         self.ram = ram
         self.memory = map_guest(ram)
@@ -54,8 +55,9 @@ class Net:
         for end in (self.port, self.host):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, 32, 1 << 20)  # SO_SNDBUFFORCE: room for the longest packets
+        self.pump = NetPump(0, features, poll_us)
         fd = self.port.fileno() if port is None else port
-        self.pump = NetPump(0, features, fd, self.batching, poll_us)
+        self.pump.use(fd, self.header_size if port_header is None else port_header, self.batching)
         start(self.pump.rx, self.rx, self.memory)
         start(self.pump.tx, self.tx, self.memory)
         self.frame = ram.alloc(76), 76

@@ -187,7 +187,8 @@ def test_queues_that_do_not_go_together() -> None:
         ("--tap one --tap two", "2 names; a device has one tap"),
         ("--tap one --queues 0", "0 is not in the range 1<=x<=128"),
         ("--tap one --queues 129", "129 is not in the range 1<=x<=128"),
-        ("--queues 2", "--tap is needed"),
+        ("--queues 2", "exactly one of --tap, --packet, --loop and --null is needed"),
+        ("--tap /dev/tap9 --queues 2", "--queues 2: a macvtap serves one pair"),
         (f"--tap {','.join(f'fd:{fd}' for fd in range(3, 132))}", "129 open queues; a device has 128 pairs at most"),
     ],
 )

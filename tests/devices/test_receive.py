@@ -144,27 +144,27 @@ def test_num_buffers_across_segments(make_net: MakeNet, cut: int) -> None:
 def test_num_buffers_one_byte_a_segment(make_net: MakeNet) -> None:
     net = make_net()
     buffers = net.post(*[1] * 12, 100)
-    net.host.send(b"\xff" * 12 + frame_of(0)[:60])
+    net.host.send(bytes(2) + b"\xff" * 10 + frame_of(0)[:60])
     net.pump.turn()
-    assert net.content(buffers)[:12] == b"\xff" * 10 + b"\1\0"
+    assert net.content(buffers)[:12] == bytes(2) + b"\xff" * 8 + b"\1\0"
 
 
 @pytest.mark.proves("VIO-NET-11")
 def test_num_buffers_is_one_without_mergeable_buffers(make_net: MakeNet) -> None:
     net = make_net(PLAIN)
     buffers = net.post(2048)
-    net.host.send(b"\xff" * 12 + frame_of(0))
+    net.host.send(bytes(2) + b"\xff" * 10 + frame_of(0))
     net.pump.turn()
-    assert net.content(buffers)[:12] == b"\xff" * 10 + b"\1\0"
+    assert net.content(buffers)[:12] == bytes(2) + b"\xff" * 8 + b"\1\0"
 
 
 def test_a_header_of_ten_has_no_num_buffers(make_net: MakeNet) -> None:
     net = make_net(0)
     buffers = net.post(2048)
-    net.host.send(b"\xff" * 10 + frame_of(0))
+    net.host.send(bytes(2) + b"\xff" * 8 + frame_of(0))
     net.pump.turn()
     assert net.reap_one(net.rx).written == 10 + len(frame_of(0))
-    assert net.content(buffers)[: 10 + len(frame_of(0))] == b"\xff" * 10 + frame_of(0)
+    assert net.content(buffers)[: 10 + len(frame_of(0))] == bytes(2) + b"\xff" * 8 + frame_of(0)
 
 
 @pytest.mark.proves("VIO-NET-12")

@@ -8,22 +8,26 @@ import os
 import socket
 import struct
 import subprocess
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.devices.bench import MODERN, Net
 from tests.devices.namespace import drop_capabilities, in_namespace
+from tests.devices.segments import segment
 from tests.hostile.victim import frame_of
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.features import SUPPORTED, NetFeature
 from vhostuser.devices.net.ports.tap import Tap, adopt_tap, open_tap
 from vhostuser.errors import PortError
 from vhostuser.frontend.memory import GuestRam
+from vhostuser.frontend.net import NetHeader
 from vhostuser.virtio.layout import EVENT
 
 F = NetFeature
+TAP_MTU = 65521  # the most that Linux lets a tap have
 TUNSETIFF, TUNGETVNETHDRSZ = 0x400454CA, 0x800454D7
 IFF_TUN, IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 1, 2, 0x1000, 0x100, 0x4000
 SIOCETHTOOL, ETHTOOL_GTXCSUM, ETHTOOL_GTSO = 0x8946, 0x16, 0x1E
@@ -286,10 +290,10 @@ def test_an_mtu_for_a_tap_that_is_gone() -> None:
 # ---- packets ---------------------------------------------------------------------------------------------------------
 
 
-def on_tap(ram: GuestRam, tap: Tap) -> Net:
-    tap.configure(0, 12)
+def on_tap(ram: GuestRam, tap: Tap, features: int = 0) -> Net:
+    tap.configure(features, 12)
     tap.set_carrier(True)
-    return Net(ram, MODERN, port=tap.fileno())
+    return Net(ram, MODERN | features, port=tap.fileno())
 
 
 @in_namespace
@@ -354,3 +358,69 @@ def test_a_device_offers_what_its_port_can_do() -> None:
     assert NetDevice(Old(), remove=F.CSUM).features & (F.HOST_TSO4 | F.HOST_UFO) == 0  # type: ignore[arg-type]
     assert NetDevice(Old(), add=F.MTU).features & F.MTU  # type: ignore[arg-type]
     assert not NetDevice(Old(), add=F.CTRL_VQ).features & F.CTRL_VQ  # type: ignore[arg-type]
+
+
+# ---- offloads, through a real tap ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def switched() -> Iterator[tuple[Tap, Tap]]:
+    """Two taps on a bridge: what enters one leaves the other."""
+    ip("link", "add", "switch", "type", "bridge")
+    with closing(open_tap("left")) as left, closing(open_tap("right")) as right:
+        for tap in (left, right):
+            tap.configure(int(SUPPORTED), 12)
+            tap.set_mtu(TAP_MTU)
+            ip("link", "set", tap.name, "master", "switch")
+            tap.set_carrier(True)
+        ip("link", "set", "switch", "up")
+        while not seen("left", "brport/state") == seen("right", "brport/state") == "3":  # forwarding
+            pass
+        tap_queues_are_active()
+        yield left, right
+
+
+def tap_queues_are_active() -> None:
+    ip("link", "set", "switch", "up")  # whoever gets the kernel's lock now comes after the carriers' work
+
+
+def passes(ram: GuestRam, left: Tap, right: Tap, header: NetHeader, frame: bytes) -> NetHeader:
+    """Send a packet through both taps by a driver each; the header that it arrives with."""
+    with closing(on_tap(ram, left, SUPPORTED)) as sender, closing(on_tap(ram, right, SUPPORTED)) as receiver:
+        buffers = [receiver.post(8192) for _ in range(9)]
+        sender.transmit(header.pack(12) + frame)
+        sender.pump.turn()
+        assert sender.counters("tx_packets", "tx_dropped", "tx_rejected") == (1, 0, 0)
+        receiver.pump.turn()
+        used = receiver.rx.reap()
+        content = b"".join(receiver.content(buffer)[: one.written] for buffer, one in zip(buffers, used, strict=False))
+        assert content[12:] == frame
+        return NetHeader.parse(content[:12])
+
+
+@pytest.mark.proves("VIO-TAP-5")
+@pytest.mark.parametrize(
+    ("version", "ecn"), [(4, False), (6, False), (4, True), (6, True)], ids=["TSO4", "TSO6", "TSO4+ECN", "TSO6+ECN"]
+)
+@in_namespace
+def test_segments_pass_two_taps_whole(version: int, ecn: bool) -> None:
+    header, frame = segment(version, ecn)
+    with GuestRam() as ram, switched() as (left, right):
+        got = passes(ram, left, right, header, frame)
+        assert (got.flags, got.gso_type, got.gso_size) == (header.flags, header.gso_type, header.gso_size)
+
+
+@pytest.mark.parametrize("size", [1514, 9014, 14 + TAP_MTU])
+@in_namespace
+def test_jumbo_frames_pass_two_taps(size: int) -> None:
+    with GuestRam() as ram, switched() as (left, right):
+        frame = b"\xff" * 6 + bytes.fromhex("525400000001") + b"\x88\xb5" + bytes(i & 0xFF for i in range(size - 14))
+        assert passes(ram, left, right, NetHeader(), frame).gso_type == 0
+
+
+@in_namespace
+def test_the_largest_mtu() -> None:
+    with closing(open_tap("mtu")) as tap:
+        tap.set_mtu(TAP_MTU)
+        with pytest.raises(PortError, match="tap mtu: cannot set mtu 65522"):
+            tap.set_mtu(TAP_MTU + 1)

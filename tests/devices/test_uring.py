@@ -68,7 +68,8 @@ def test_a_file_without_nowait_gets_a_call_a_packet(ram: GuestRam, batching: Non
 def test_without_io_uring_there_are_no_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uring, "_SETUP", -1)  # no such system call
     assert uring.open_uring(0) is None
-    pump = NetPump(0, MODERN, batching=True)
+    pump = NetPump(0, MODERN)
+    pump.use(0, 12, batching=True)
     assert pump.uring is None
     pump.close()
 

@@ -41,10 +41,20 @@ class SeveralPorts:
     """A port of several pairs, each of which has its own other end."""
 
     def __init__(self, queues: int) -> None:
+        self.name = "several pairs"
         self.pairs = [PairPort() for _ in range(queues)]
         self.queues = queues
         self.unsupported = NetFeature(0)
         self.batching = False
+
+    @property
+    def header_size(self) -> int:
+        return self.pairs[0].header_size
+
+    @header_size.setter
+    def header_size(self, size: int) -> None:
+        for port in self.pairs:
+            port.header_size = size
 
     def fileno(self, pair: int = 0) -> int:
         return self.pairs[pair].fileno()
@@ -151,7 +161,8 @@ async def test_the_number_of_queues_is_that_of_pairs(served: Server4) -> None:
 
 @pytest.mark.proves("VU-MQ-1")
 async def test_one_pair_offers_no_multiqueue(victim: Victim, attacker: FrontEnd) -> None:
-    assert await attacker.request(R.GET_PROTOCOL_FEATURES) == U64(int(PROTOCOL_FEATURES | ProtocolFeature.NET_MTU))
+    offered = PROTOCOL_FEATURES | ProtocolFeature.NET_MTU | ProtocolFeature.RARP
+    assert await attacker.request(R.GET_PROTOCOL_FEATURES) == U64(int(offered))
     assert not attacker.offered & NetFeature.MQ
     await refused(attacker, ask(R.GET_QUEUE_NUM))
     await refused(attacker, ask(R.SET_VRING_ENABLE, VringState(2, 1)))

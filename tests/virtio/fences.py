@@ -34,7 +34,10 @@ NUM = 16
 MEMORY = 1 << 20
 
 #: The layouts of ``vhostuser.virtio``, by module, and the features that choose them.
-LAYOUTS: dict[str, int] = {"split": VirtioFeature.VERSION_1}
+LAYOUTS: dict[str, int] = {
+    "split": VirtioFeature.VERSION_1,
+    "packed": VirtioFeature.VERSION_1 | VirtioFeature.RING_PACKED,
+}
 
 #: The methods of the device's ring with a full fence, and what is lost without it.
 LOST_WITHOUT = {"publish": "call", "arm": "kick"}

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import trio
@@ -21,13 +22,13 @@ from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.complaints import Complaints
-from vhostuser.runtime.groups import Group
+from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
-from vhostuser.virtio.pump import ChainPump
+from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
 from vhostuser.virtio.rings import area_sizes
 from vhostuser.wire.codec import decode, describe, undecoded
@@ -83,6 +84,8 @@ def offer_of(device: Device) -> Offer:
         protocol |= ProtocolFeature.NET_MTU
     if len(device.groups) > 1:
         protocol |= ProtocolFeature.MQ
+    if device.announces:
+        protocol |= ProtocolFeature.RARP
     return Offer(device.features | VhostFeature.PROTOCOL_FEATURES, protocol, device.num_rings)
 
 
@@ -138,6 +141,17 @@ class Connection:
         for live in self._groups.values():
             _add(total, live.group.pump.counters())
         return total
+
+    async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
+        """Run `function` in the thread of each living group between two turns; one that ends meanwhile is left out."""
+        async with trio.open_nursery() as nursery:
+            for number, live in self._groups.items():
+                nursery.start_soon(self._in_turn, live.group, partial(function, number, live.group.pump))
+
+    @staticmethod
+    async def _in_turn(group: Group, function: Callable[[], None]) -> None:
+        with suppress(GroupEndedError):
+            await group.call(function)
 
     def check_foreign(self, fd: OwnedFd, name: str) -> None:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
@@ -280,7 +294,7 @@ class Connection:
         old.close()
 
     async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
-        with suppress(VhostUserError):  # a group that ended meanwhile reads no memory
+        with suppress(GroupEndedError):  # it reads no memory any more
             for index in await group.call(lambda: self._adopt(group.pump.rings, memory)):
                 self._complaints.add("vring %d: group %d: its addresses are not in the new memory table", index, number)
 

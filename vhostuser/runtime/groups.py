@@ -40,6 +40,10 @@ def allow_interrupts() -> None:
     signal.signal(INTERRUPT, lambda number, frame: None)
 
 
+class GroupEndedError(VhostUserError):
+    """A queue group's thread is no more, so nothing can run in it."""
+
+
 class _Call(Generic[T]):
     """A function on its way into the thread, and what became of it."""
 
@@ -116,10 +120,10 @@ class Group:
         """Run `function` in the thread between two turns, and return or raise what it does.
 
         Raises:
-            VhostUserError: the group ended first.
+            GroupEndedError: the group ended first.
         """
         if self._closed:
-            raise VhostUserError("the queue group has ended")
+            raise GroupEndedError("the queue group has ended")
         call = _Call(function)
         self._calls.append(call)
         self.pump.wake()
@@ -175,5 +179,5 @@ class Group:
     def _fail_calls(self) -> None:
         while self._calls:
             call = self._calls.popleft()
-            call.error = VhostUserError("the queue group ended before its thread could answer")
+            call.error = GroupEndedError("the queue group ended before its thread could answer")
             call.done.set()

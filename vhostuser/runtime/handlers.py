@@ -8,6 +8,7 @@ state: that follows from the outcome.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from vhostuser.errors import FdError
@@ -79,6 +80,12 @@ async def _set_backend_req_fd(connection: Connection, message: Message) -> None:
 async def _net_set_mtu(connection: Connection, message: Message) -> None:
     assert isinstance(message.payload, U64)
     connection.device.set_mtu(message.payload.value)
+
+
+@_handles(R.SEND_RARP)
+async def _send_rarp(connection: Connection, message: Message) -> None:
+    assert isinstance(message.payload, U64)
+    connection.device.announce(message.payload.value.to_bytes(8, sys.byteorder)[:6])
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+
+import trio
 
 from vhostuser.device import Device
 from vhostuser.errors import ConnectionClosedError, FramingError
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers import HANDLERS
 from vhostuser.transport.endpoints import Endpoint
+from vhostuser.virtio.pump import Pump
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +56,16 @@ class Server:
     def counters(self) -> dict[str, int]:
         """All counters by name: packets and notifications since the server was made, and sessions."""
         counters = self._connection.live_counters() if self._connection else dict(self._counters)
-        return {"sessions": self.sessions, **counters}
+        return {"sessions": self.sessions, **counters, **self._device.counters()}
+
+    async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
+        """Run `function` in the thread of each living queue group between two turns, with its number and its pump.
+
+        It is done when this returns, even if cancelled meanwhile: no thread is left behind with what was before.
+        """
+        if self._connection is not None:
+            with trio.CancelScope(shield=True):
+                await self._connection.in_turns(function)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -1,7 +1,8 @@
-"""virtio_net_hdr as a driver sends it: the one judgement that every packet passes before it reaches a port.
+"""virtio_net_hdr: the one judgement that every packet passes before it reaches a port, and the one before a driver.
 
-The header lies in private memory: it was copied once, and what is judged here is what the port gets. Layout (virtio
-1.2, section 5.1.6)::
+A driver's header lies in private memory: it was copied once, and what is judged here is what the port gets. A port's
+header is asked only for offloads that the driver did not accept: a tap knows them, other ports pass on what there is.
+Layout (virtio 1.2, section 5.1.6)::
 
     flags u8, gso_type u8, hdr_len u16, gso_size u16, csum_start u16, csum_offset u16, num_buffers u16
 """
@@ -22,13 +23,14 @@ _TCPV6 = cython.declare(cython.int, 4)
 _UDP_L4 = cython.declare(cython.int, 5)
 _ECN = cython.declare(cython.int, 0x80)
 
-# what a driver may ask for; a mask of our own, since the feature word does not fit a C int
+# what a driver may ask for, or takes; a mask of our own, since the feature word does not fit a C int
 _CSUM = cython.declare(cython.uint, 1)
 _TSO4 = cython.declare(cython.uint, 2)
 _TSO6 = cython.declare(cython.uint, 4)
 _TSO_ECN = cython.declare(cython.uint, 8)
 _UFO = cython.declare(cython.uint, 16)
 _USO = cython.declare(cython.uint, 32)
+_NOBODYS = cython.declare(cython.uint, 64)  # no such packet exists
 
 _OFFLOADS = {
     NetFeature.CSUM: 1,
@@ -39,10 +41,49 @@ _OFFLOADS = {
     NetFeature.HOST_USO: 32,
 }
 
+_ACCEPTED = {
+    NetFeature.GUEST_CSUM: 1,
+    NetFeature.GUEST_TSO4: 2,
+    NetFeature.GUEST_TSO6: 4,
+    NetFeature.GUEST_ECN: 8,
+    NetFeature.GUEST_UFO: 16,
+}
+
 
 def offloads_of(features: int) -> int:
     """The mask for :func:`admit` that goes with acknowledged features."""
     return sum(mask for bit, mask in _OFFLOADS.items() if features & bit)
+
+
+def accepted_offloads(features: int) -> int:
+    """The mask for :func:`accepts` that goes with acknowledged features.
+
+    A header does not tell UDP segments of IPv4 and IPv6 apart, so it takes both to get any.
+    """
+    both = NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6
+    return sum(mask for bit, mask in _ACCEPTED.items() if features & bit) + (_USO if features & both == both else 0)
+
+
+def demand(gso: cython.int) -> cython.uint:
+    """The offloads that a gso_type other than 0 takes."""
+    kind: cython.int = gso & ~_ECN
+    ecn: cython.uint = _TSO_ECN if gso & _ECN else 0
+    if kind == _TCPV4:
+        return _TSO4 | ecn
+    if kind == _TCPV6:
+        return _TSO6 | ecn
+    if kind == _UDP and not ecn:
+        return _UFO
+    if kind == _UDP_L4 and not ecn:
+        return _USO
+    return _NOBODYS
+
+
+def accepts(flags: cython.int, gso: cython.int, offloads: cython.uint) -> cython.bint:
+    """Whether a driver that accepted `offloads` takes a packet with these flags and this gso_type."""
+    if flags & _NEEDS_CSUM and not offloads & _CSUM:
+        return False
+    return gso == 0 or demand(gso) & ~offloads == 0
 
 
 def admit(header: cython.ulonglong, frame: cython.ulonglong, offloads: cython.uint) -> cython.bint:
@@ -52,8 +93,6 @@ def admit(header: cython.ulonglong, frame: cython.ulonglong, offloads: cython.ui
     """
     flags: cython.int = load_u8(header)
     gso: cython.int = load_u8(header + 1)
-    kind: cython.int = gso & ~_ECN
-    needed: cython.uint
     if load_u16(header + 2) > frame:
         return False
     if flags & _NEEDS_CSUM and (not offloads & _CSUM or load_u16(header + 6) + load_u16(header + 8) + 2 > frame):
@@ -61,21 +100,7 @@ def admit(header: cython.ulonglong, frame: cython.ulonglong, offloads: cython.ui
     store_u8(header, flags & _NEEDS_CSUM)
     if gso == 0:
         return True
-    if kind == _TCPV4:
-        needed = _TSO4
-    elif kind == _TCPV6:
-        needed = _TSO6
-    elif kind == _UDP:
-        needed = _UFO
-    elif kind == _UDP_L4:
-        needed = _USO
-    else:
-        return False
-    if gso & _ECN:
-        if kind != _TCPV4 and kind != _TCPV6:
-            return False
-        needed |= _TSO_ECN
-    return (offloads & needed) == needed and load_u16(header + 4) != 0
+    return demand(gso) & ~offloads == 0 and load_u16(header + 4) != 0
 
 
 def judge(header: bytes, frame: int, features: int) -> tuple[bool, bytes]:

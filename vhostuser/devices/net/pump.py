@@ -18,7 +18,7 @@ import cython
 
 from vhostuser.devices.net.receive import Receiver
 from vhostuser.devices.net.transmit import Transmitter
-from vhostuser.devices.net.uring import open_uring
+from vhostuser.devices.net.uring import Uring, open_uring
 from vhostuser.virtio.rings import make_ring
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
@@ -38,20 +38,30 @@ class NetPump(Pump):
         receiver, transmitter: what turns them.
     """
 
-    def __init__(self, index: int, features: int, port: int = -1, batching: bool = False, poll_us: int = 0) -> None:
+    def __init__(self, index: int, features: int, poll_us: int = 0) -> None:
         """A pump for rings `index` (receive) and `index` + 1 (transmit) under acknowledged `features`.
 
-        `port` stays its owner's. `batching` says that it may be read and written in batches through io_uring.
-        `poll_us`: how many microseconds it lingers after its last chain.
+        `poll_us`: how many microseconds it lingers after its last chain. It has no port yet: see :meth:`use`.
         """
         self.rx = make_ring(features, index, WRITABLE)
         self.tx = make_ring(features, index + 1, READABLE)
         super().__init__(self.rx, self.tx, poll_us)
-        self.uring = open_uring(port) if batching else None
-        self.receiver = Receiver(self.rx, features, port, self.uring)
-        self.transmitter = Transmitter(self.tx, features, port, self.uring)
-        self.port = port
+        self.uring: Uring | None = None
+        self.receiver = Receiver(self.rx, features)
+        self.transmitter = Transmitter(self.tx, features)
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
+
+    def use(self, port: int, header_size: int, batching: bool = False) -> None:
+        """Use this port from the next turn on: its descriptor, which stays its owner's, and the size of its headers.
+
+        `batching` says that it may be read and written in batches through io_uring. Between two turns only.
+        """
+        if self.uring is not None:
+            self.uring.close()
+        self.uring = open_uring(port) if batching else None
+        self.port = port
+        self.receiver.use(port, header_size, self.uring)
+        self.transmitter.use(port, header_size, self.uring)
 
     def close(self) -> None:
         """Close what the pump made. The thread has ended."""

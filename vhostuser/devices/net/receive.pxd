@@ -1,3 +1,4 @@
+from vhostuser.devices.net.header cimport accepts
 from vhostuser.devices.net.uring cimport Uring
 from vhostuser.virtio.layout cimport *
 from vhostuser.virtio.primitives cimport *
@@ -10,11 +11,16 @@ cdef enum:
     RX_STARVED = 3
     RX_DIRECT = 4
     RX_BATCHES = 5
+    RX_REFUSED = 6
+
+cdef void move_header(unsigned long long to) noexcept nogil
 
 cdef class Receiver:
     cdef readonly Ring ring
     cdef readonly unsigned int header_size
     cdef bint mergeable
+    cdef readonly int shift
+    cdef unsigned int accepted
     cdef readonly int port
     cdef readonly bint port_failed
     cdef readonly Uring uring
@@ -30,9 +36,11 @@ cdef class Receiver:
 
     cdef int turn(self, int budget) noexcept nogil
     cdef long check(self, long got) noexcept nogil
+    cdef bint wanted(self, unsigned long long flags, unsigned long long gso) noexcept nogil
     cdef void read(self, int count) noexcept nogil
     cdef void read_batch(self, Uring uring, int count) noexcept nogil
-    cdef void keep(self, int slot, long got) noexcept nogil
+    cdef unsigned long long slot(self, int i) noexcept nogil
+    cdef void keep(self, int i, long got) noexcept nogil
     cdef int deliver(self, int taken, bint all_there_are) noexcept nogil
     cdef int cover(self, int i, int taken, unsigned long long size) noexcept nogil
     cdef bint may_grow(self, int taken) noexcept nogil
@@ -42,6 +50,7 @@ cdef class Receiver:
     cdef int direct(self, int taken) noexcept nogil
     cdef int window(self, int i, int taken) noexcept nogil
     cdef long read_window(self, int i, int end) noexcept nogil
+    cdef bint wanted_in(self, int i) noexcept nogil
     cdef int spread(self, int i, int end, unsigned long long got) noexcept nogil
     cdef void keep_overflow(self, int i, int end, unsigned long long size) noexcept nogil
     cdef void account(self, unsigned long long size) noexcept nogil

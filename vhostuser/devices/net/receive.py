@@ -24,18 +24,20 @@ from array import array
 import cython
 
 from vhostuser.devices.net.features import NetFeature, header_size
+from vhostuser.devices.net.header import accepted_offloads
 from vhostuser.virtio.memory import address_of
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.devices.net.header import accepts
     from vhostuser.devices.net.uring import Uring
     from vhostuser.virtio.layout import BURST, EVENT, KICK, POOL, PORT_IN, SEGMENTS, VANISHED, WORK
-    from vhostuser.virtio.primitives import copy, readv, store_u8, store_u16
+    from vhostuser.virtio.primitives import copy, load_u8, load_u16, readv, store_u8, store_u16
     from vhostuser.virtio.ring import Ring
 
-    (RX_PACKETS, RX_BYTES, RX_DROPPED, RX_STARVED, RX_DIRECT, RX_BATCHES) = range(6)
+    (RX_PACKETS, RX_BYTES, RX_DROPPED, RX_STARVED, RX_DIRECT, RX_BATCHES, RX_REFUSED) = range(7)
 
 #: Names of the counters, in the order of the ``.pxd``.
-COUNTERS = ("rx_packets", "rx_bytes", "rx_dropped", "rx_starved", "rx_direct", "rx_batches")
+COUNTERS = ("rx_packets", "rx_bytes", "rx_dropped", "rx_starved", "rx_direct", "rx_batches", "rx_refused")
 
 _MAX_FRAME = cython.declare(cython.ulonglong, 65535 + 18)  # 65535 bytes of IP, Ethernet header, VLAN tag
 _SLOT = cython.declare(cython.ulonglong, 65536 + 128)  # the longest packet, rounded up
@@ -48,10 +50,18 @@ _OP_READ = cython.declare(cython.int, 22)
 _EFAULT = cython.declare(cython.long, -errno.EFAULT)
 _EBADFD = cython.declare(cython.long, -errno.EBADFD)
 _ECONNRESET = cython.declare(cython.long, -errno.ECONNRESET)
+_ENETDOWN = cython.declare(cython.long, -errno.ENETDOWN)
 
 # what a read's answer means when it is no packet
 _NOTHING = cython.declare(cython.long, 0)
 _USELESS = cython.declare(cython.long, -1)
+
+
+def move_header(to: cython.ulonglong) -> None:
+    """Move a header without num_buffers down by those two bytes."""
+    at: cython.int
+    for at in range(0, 10, 2):
+        store_u16(to + at, load_u16(to + at + 2))
 
 
 class Receiver:
@@ -59,34 +69,45 @@ class Receiver:
 
     Attributes:
         ring: where it puts packets.
-        header_size: bytes of virtio_net_hdr before each packet, in the ring and at the port.
+        header_size: bytes of virtio_net_hdr before each packet in the ring.
+        shift: by how many bytes it is shorter at the port, which then has no num_buffers.
         port: the descriptor; its owner closes it.
         port_failed: whether the port is gone.
         uring: what makes batches; None: one system call a packet.
     """
 
-    def __init__(self, ring: Ring, features: int, port: int, uring: Uring | None) -> None:
+    def __init__(self, ring: Ring, features: int) -> None:
         self.ring = ring
         self.header_size = header_size(features)
         self.mergeable = bool(features & NetFeature.MRG_RXBUF)
-        self.port = port
-        self.uring = uring
-        self.port_failed = False
+        self.accepted = accepted_offloads(features)
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
         # A slot a packet, and two more: the overflow of a window, and before it room for what did not overflow.
         # Pages that are never touched, as most of these, cost nothing.
         self.slots = mmap.mmap(-1, _SLOT * (BURST + 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.slots_address = address_of(self.slots)
         self.overflow = self.slots_address + _SLOT * (BURST + 1)
-        slot_iovs = array("Q", [word for i in range(BURST) for word in (self.slots_address + _SLOT * i, _SLOT)])
+        slot_iovs = array("Q", bytes(16 * BURST))
         self.slot_iovs = slot_iovs
         self.slot_iovs_address = slot_iovs.buffer_info()[0]
         self.kept_at = array("Q", bytes(8 * BURST))
         self.kept_size = array("Q", bytes(8 * BURST))
         self.kept_first = self.kept_end = 0
-        self.large = 0
         self.ramp = 1
         self.drained = False
+        self.use(-1, self.header_size, None)
+
+    def use(self, port: int, port_header: int, uring: Uring | None) -> None:
+        """Receive from another port from now on. What was read from the old one still comes first."""
+        i: cython.int
+        self.port = port
+        self.port_failed = False
+        self.uring = uring
+        self.shift = self.header_size - port_header
+        self.large = 0
+        for i in range(BURST):
+            self.slot_iovs[2 * i] = self.slot(i) + self.shift  # the frame comes to lie where it belongs
+            self.slot_iovs[2 * i + 1] = _SLOT - self.shift
 
     def close(self) -> None:
         """Release the private memory."""
@@ -128,18 +149,26 @@ class Receiver:
         return WORK
 
     def check(self, got: cython.long) -> cython.long:
-        """A read's answer: the packet's size, or ``_NOTHING``, or ``_USELESS`` for what is no packet."""
+        """A read's answer: the packet's size in the ring, or ``_NOTHING``, or ``_USELESS`` for what is no packet."""
         if got == _EFAULT:
             self.ring.fail(VANISHED)
-        elif got in (0, _EBADFD, _ECONNRESET):
+        elif got in (0, _EBADFD, _ECONNRESET, _ENETDOWN):
             self.port_failed = True
         elif got > 0:
+            got += self.shift
             if self.header_size < got <= cython.cast(cython.long, self.header_size + _MAX_FRAME):
                 return got
             self.counts[RX_DROPPED] += 1
             return _USELESS
         self.drained = True
         return _NOTHING
+
+    def wanted(self, flags: cython.ulonglong, gso: cython.ulonglong) -> cython.bint:
+        """Whether the driver takes a packet with the flags and gso_type there. Not every port knows what it takes."""
+        if accepts(load_u8(flags), load_u8(gso), self.accepted):
+            return True
+        self.counts[RX_REFUSED] += 1
+        return False
 
     # ---- short packets: into private slots -------------------------------------------------------------------------
 
@@ -166,17 +195,26 @@ class Receiver:
         """
         i: cython.int
         for i in range(count):
-            uring.prepare(_OP_READ, self.slot_iovs[2 * i], _SLOT)
+            uring.prepare(_OP_READ, self.slot_iovs[2 * i], self.slot_iovs[2 * i + 1])
         if uring.submit() == 0:
             self.counts[RX_BATCHES] += 1
             for i in range(count):
                 self.keep(i, uring.result[i])
 
-    def keep(self, slot: cython.int, got: cython.long) -> None:
-        """Note what was read into a slot, if it is a packet."""
+    def slot(self, i: cython.int) -> cython.ulonglong:
+        """Where a slot lies."""
+        return self.slots_address + _SLOT * cython.cast(cython.ulonglong, i)
+
+    def keep(self, i: cython.int, got: cython.long) -> None:
+        """Note what was read into slot `i`, if it is a packet."""
+        at: cython.ulonglong = self.slot(i)
         got = self.check(got)
-        if got > 0:
-            self.kept_at[self.kept_end] = self.slot_iovs[2 * slot]
+        if got <= 0:
+            return
+        if self.shift:
+            move_header(at)
+        if self.wanted(at, at + 1):
+            self.kept_at[self.kept_end] = at
             self.kept_size[self.kept_end] = got
             self.kept_end += 1
 
@@ -240,7 +278,7 @@ class Receiver:
         source: cython.ulonglong = self.kept_at[self.kept_first]
         size: cython.ulonglong = self.kept_size[self.kept_first]
         k: cython.int = i
-        if end - i > 1 or size > _SHORT:
+        if (end - i > 1 or size > _SHORT) and not self.shift:
             self.large = _LARGE
         self.kept_first += 1
         self.account(size)
@@ -283,7 +321,7 @@ class Receiver:
             if got == _NOTHING:
                 break
             self.large -= 1
-            if got < 0:
+            if got < 0 or not self.wanted_in(i):
                 continue
             used = self.spread(i, end, got)
             if used == 0:
@@ -323,6 +361,11 @@ class Receiver:
         got = readv(self.port, self.ring.iov_address + 16 * self.ring.first[i], spare - self.ring.first[i] + 1)
         self.ring.iov[2 * spare] = self.ring.iov[2 * spare + 1] = 0
         return got
+
+    def wanted_in(self, i: cython.int) -> cython.bint:
+        """The same as :meth:`wanted`, for a packet that begins in chain `i`, whatever its split."""
+        k: cython.int = 2 * self.ring.first[i]
+        return self.wanted(self.ring.iov[k], self.ring.iov[k] + 1 if self.ring.iov[k + 1] > 1 else self.ring.iov[k + 2])
 
     def spread(self, i: cython.int, end: cython.int, got: cython.ulonglong) -> cython.int:
         """Account a packet to the chains it was read into; how many it takes. 0: it overflowed them."""

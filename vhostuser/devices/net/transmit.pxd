@@ -15,7 +15,7 @@ cdef enum:
 
 cdef class Transmitter:
     cdef readonly Ring ring
-    cdef readonly unsigned int header_size
+    cdef readonly unsigned int header_size, port_header
     cdef unsigned int offloads
     cdef readonly int port
     cdef readonly bint port_failed

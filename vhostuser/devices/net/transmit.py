@@ -52,6 +52,8 @@ _EFAULT = cython.declare(cython.long, -errno.EFAULT)
 _EBADFD = cython.declare(cython.long, -errno.EBADFD)
 _EPIPE = cython.declare(cython.long, -errno.EPIPE)
 _ECONNRESET = cython.declare(cython.long, -errno.ECONNRESET)
+_ENETDOWN = cython.declare(cython.long, -errno.ENETDOWN)
+_ENXIO = cython.declare(cython.long, -errno.ENXIO)
 
 # how a packet came out
 _SENT = cython.declare(cython.int, 0)
@@ -64,19 +66,18 @@ class Transmitter:
 
     Attributes:
         ring: what it takes packets from.
-        header_size: bytes of virtio_net_hdr before each packet, in the ring and at the port.
+        header_size: bytes of virtio_net_hdr before each packet in the ring.
+        port_header: bytes of it at the port; what is more in the ring is num_buffers, which means nothing there.
         port: the descriptor; its owner closes it.
         port_failed: whether the port is gone.
         uring: what makes batches; None: one system call a packet.
     """
 
-    def __init__(self, ring: Ring, features: int, port: int, uring: Uring | None) -> None:
+    def __init__(self, ring: Ring, features: int) -> None:
         self.ring = ring
         self.header_size = header_size(features)
         self.offloads = offloads_of(features)
-        self.port = port
-        self.uring = uring
-        self.port_failed = False
+        self.use(-1, self.header_size, None)
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
         self.slots = mmap.mmap(-1, _SLOT * BURST, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.slots_address = address_of(self.slots)
@@ -85,6 +86,13 @@ class Transmitter:
     def close(self) -> None:
         """Release the private memory."""
         self.slots.close()
+
+    def use(self, port: int, port_header: int, uring: Uring | None) -> None:
+        """Send to another port from now on. A chain that the old one was too full for is still in the ring."""
+        self.port = port
+        self.port_header = port_header
+        self.uring = uring
+        self.port_failed = False
 
     def counters(self) -> dict[str, int]:
         """Counters by name."""
@@ -134,7 +142,7 @@ class Transmitter:
             if pieces == 0:
                 continue
             if pieces == 1:
-                uring.prepare(_OP_WRITE, self.slot(i), self.ring.size[i])
+                uring.prepare(_OP_WRITE, self.slot(i), self.ring.size[i] - self.header_size + self.port_header)
             else:
                 uring.prepare(_OP_WRITEV, self.iov(i), pieces)
             self.chosen[n] = i
@@ -162,10 +170,10 @@ class Transmitter:
             return 0
         store_u64(self.iov(i), self.slot(i))
         if size > _SLOT:
-            store_u64(self.iov(i) + 8, self.header_size)
+            store_u64(self.iov(i) + 8, self.port_header)
             return self.ring.segments[i] + 1
-        self.take(i, self.slot(i) + self.header_size, size - self.header_size)
-        store_u64(self.iov(i) + 8, size)
+        self.take(i, self.slot(i) + self.port_header, size - self.header_size)
+        store_u64(self.iov(i) + 8, size - self.header_size + self.port_header)
         return 1
 
     def slot(self, i: cython.int) -> cython.ulonglong:
@@ -188,7 +196,7 @@ class Transmitter:
         if sent == _EFAULT:
             self.ring.fail(VANISHED)
             return _BROKEN
-        if sent in (_EBADFD, _EPIPE, _ECONNRESET):
+        if sent in (_EBADFD, _EPIPE, _ECONNRESET, _ENETDOWN, _ENXIO):
             self.port_failed = True
             return _BLOCKED
         self.counts[TX_REJECTED] += 1

@@ -4,23 +4,32 @@ A port is one non-blocking descriptor for each queue pair. It keeps packet bound
 packet.
 """
 
+import os
 from typing import Protocol
 
 from vhostuser.devices.net.features import NetFeature
+
+_MAX_PACKET = 65536 + 64
+_DISCARD_LIMIT = 4096  # frames; a tap queues 1000 unless told otherwise
 
 
 class Port(Protocol):
     """What a net device needs of its port.
 
     Attributes:
+        name: for messages.
         queues: how many queue pairs it has a descriptor for.
         unsupported: network features that the port cannot do.
         batching: whether it is never full, so that packets may be written in batches without overtaking each other.
+        header_size: bytes of virtio_net_hdr before each packet here, since it was configured. A port that does not know
+            num_buffers has 10 although the driver has 12.
     """
 
+    name: str
     queues: int
     unsupported: NetFeature
     batching: bool
+    header_size: int
 
     def fileno(self, pair: int = 0) -> int:
         """The descriptor that packets of a queue pair are read from and written to."""
@@ -39,3 +48,14 @@ class Port(Protocol):
 
     def close(self) -> None:
         """Close the port."""
+
+
+def discard(fd: int) -> int:
+    """Throw away what waits to be received at a port's descriptor: the number of frames. Raises OSError."""
+    frames = 0
+    try:
+        while frames < _DISCARD_LIMIT and os.read(fd, _MAX_PACKET):
+            frames += 1
+    except BlockingIOError:
+        pass
+    return frames

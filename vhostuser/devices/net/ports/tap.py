@@ -24,6 +24,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vhostuser.devices.net.features import NetFeature
+from vhostuser.devices.net.ports import discard
+from vhostuser.devices.net.ports.link import set_link
 from vhostuser.errors import PortError
 
 _TUNSETIFF = 0x400454CA
@@ -52,9 +54,9 @@ _OFFLOADS = {
     NetFeature.GUEST_USO4: 0x20,
     NetFeature.GUEST_USO6: 0x40,
 }
-_USO = NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6 | NetFeature.HOST_USO
+_GUEST_USO = NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6
+_USO = _GUEST_USO | NetFeature.HOST_USO
 _BUSY_SECONDS = 1.0
-_FLUSH_LIMIT = 4096  # frames; a tap queues 1000 unless told otherwise
 
 
 class Tap:
@@ -64,7 +66,8 @@ class Tap:
         name: the interface's name.
         queues: how many queue pairs it serves: one with each queue.
         unsupported: network features that this kernel's tap cannot do.
-        batching: whether a queue takes all that is written to it, as it does unless somebody limited it.
+        batching: whether the queue takes all that is written to it, as it does unless somebody limited it.
+        header_size: bytes of virtio_net_hdr before each packet.
     """
 
     def __init__(self, fds: Sequence[int], name: str) -> None:
@@ -75,6 +78,7 @@ class Tap:
                 descriptors stay the caller's then.
         """
         self.name = name
+        self.header_size = 10  # as every tap begins
         self.queues = len(fds)
         wanted = (*_WANTED, _MULTI_QUEUE) if self.queues > 1 else _WANTED
         for fd in fds:
@@ -89,8 +93,7 @@ class Tap:
             self._switch(pair, pair == 0)
         self.unsupported = NetFeature(0) if self._set_offloads(0x7F) else _USO  # before Linux 6.2
         self._set_offloads(0)
-        limit = struct.unpack("i", fcntl.ioctl(fds[0], _TUNGETSNDBUF, struct.pack("i", 0)))[0]
-        self.batching: bool = limit == _NO_LIMIT
+        self.batching = self._never_full()
 
     def fileno(self, pair: int = 0) -> int:
         """The descriptor of a pair's queue. It can be written to while the queue is detached, too."""
@@ -121,8 +124,11 @@ class Tap:
     def configure(self, features: int, header_size: int) -> None:
         """Get ready for a driver: header size, what it can receive, and nothing left over from before."""
         self._set("TUNSETVNETHDRSZ", _TUNSETVNETHDRSZ, header_size)
+        self.header_size = header_size
         if sys.byteorder != "little":
             self._set("TUNSETVNETLE", _TUNSETVNETLE, 1)
+        if features & _GUEST_USO != _GUEST_USO:
+            features &= ~int(_GUEST_USO)  # the kernel knows both or none
         offloads = sum(mask for bit, mask in _OFFLOADS.items() if features & bit)
         if not self._set_offloads(offloads if offloads & 1 else 0):
             raise PortError(f"tap {self.name}: the kernel refuses the offloads {offloads:#x}")
@@ -130,18 +136,10 @@ class Tap:
 
     def flush(self) -> int:
         """Throw away what waits to be received; the number of frames. Raises PortError when the tap is gone."""
-        return sum(self._flush(fd) for fd in self._fds)
-
-    def _flush(self, fd: int) -> int:
-        frames = 0
         try:
-            while frames < _FLUSH_LIMIT and os.read(fd, 65536 + 64):
-                frames += 1
-        except BlockingIOError:
-            pass
+            return sum(discard(fd) for fd in self._fds)
         except OSError as error:
             raise PortError(f"tap {self.name}: cannot be read: {error.strerror}") from error
-        return frames
 
     def set_carrier(self, up: bool) -> None:
         """Show the host whether a driver is there."""
@@ -149,16 +147,20 @@ class Tap:
 
     def bring_up(self) -> None:
         """Set the interface up. Raises PortError without CAP_NET_ADMIN."""
-        self._link(state="up")
+        set_link("tap", self.name, state="up")
 
     def set_mtu(self, mtu: int) -> None:
         """Set the interface's MTU in bytes. Raises PortError when the kernel refuses it."""
-        self._link(mtu=mtu)
+        set_link("tap", self.name, mtu=mtu)
 
     def close(self) -> None:
         """Close the queues; a tap that we made goes with them."""
         while self._fds:
             os.close(self._fds.pop())
+
+    def _never_full(self) -> bool:
+        limit: int = struct.unpack("i", fcntl.ioctl(self._fds[0], _TUNGETSNDBUF, struct.pack("i", 0)))[0]
+        return limit == _NO_LIMIT
 
     def _set(self, what: str, request: int, value: int) -> None:
         try:
@@ -174,17 +176,6 @@ class Tap:
                 raise PortError(f"tap {self.name}: TUNSETOFFLOAD {offloads:#x}: {error.strerror}") from error
             return False
         return True
-
-    def _link(self, **change: object) -> None:
-        from pyroute2 import IPRoute, NetlinkError  # a quarter of a second to import, and not always needed
-
-        try:
-            with IPRoute() as netlink:
-                netlink.link("set", index=netlink.link_lookup(ifname=self.name)[0], **change)
-        except (NetlinkError, OSError, IndexError) as error:
-            wanted = ", ".join(f"{key} {value}" for key, value in change.items())
-            reason = "CAP_NET_ADMIN is missing" if getattr(error, "code", 0) == errno.EPERM else error
-            raise PortError(f"tap {self.name}: cannot set {wanted}: {reason}") from error
 
 
 def open_tap(name: str, queues: int = 1) -> Tap:

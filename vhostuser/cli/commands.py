@@ -1,0 +1,210 @@
+"""The devices and their options: a new device is one more command here, and one more table in a file for ``serve``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import vhostuser
+from vhostuser import edition
+from vhostuser.cli.file import guests_of
+from vhostuser.cli.running import Guest, run
+from vhostuser.device import Device
+from vhostuser.devices.net.device import MAX_PAIRS, IoUring, NetDevice
+from vhostuser.devices.net.features import NetFeature
+from vhostuser.devices.net.ports import Port
+from vhostuser.devices.net.ports.macvtap import open_macvtap
+from vhostuser.devices.net.ports.packet import Packet
+from vhostuser.devices.net.ports.sockets import Loop, Null
+from vhostuser.devices.net.ports.tap import adopt_tap, open_tap
+from vhostuser.devices.rng import RngDevice
+from vhostuser.virtio.features import VirtioFeature
+
+_VERSION = f"vhostuser {vhostuser.__version__}, data path {edition.name()}"
+
+# ---- options that every device has -----------------------------------------------------------------------------------
+
+_VERBOSE = click.option("-v", "--verbose", count=True, help="Tell about sessions; twice: about each message.")
+_COMMON = (
+    click.option("--socket-path", metavar="PATH", help="The vhost-user socket: listen, or connect with --client."),
+    click.option("--fd", type=int, metavar="N", help="An inherited vhost-user socket, listening or connected."),
+    click.option("--client", is_flag=True, help="Connect to --socket-path, again and again, instead of listening."),
+    click.option("--counters", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+                 help="Write the counters as JSON to FILE on SIGUSR1 and at the end."),
+    _VERBOSE,
+    click.version_option(vhostuser.__version__, message=_VERSION),
+)  # fmt: skip
+
+
+class DeviceCommand(click.Command):
+    """A command whose function gets the device's own options and returns what opens the device."""
+
+    def guest(self, context: click.Context) -> Guest:
+        """The guest that a parsed command line asks for. Raises click.UsageError."""
+        own = dict(context.params)
+        own.pop("verbose")
+        socket_path, fd, client, counters = (own.pop(name) for name in ("socket_path", "fd", "client", "counters"))
+        if (socket_path is None) == (fd is None):
+            raise click.UsageError("exactly one of --socket-path and --fd is needed", context)
+        if client and socket_path is None:
+            raise click.UsageError("--client needs --socket-path", context)
+        assert self.callback is not None
+        make = context.invoke(self.callback, **own)
+        return Guest(context.info_name or "", make, socket_path, fd, client, counters)
+
+    def invoke(self, context: click.Context) -> None:
+        """Serve it."""
+        run([self.guest(context)], context.params["verbose"])
+
+
+def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+def _print_capabilities(context: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(json.dumps({"type": "net", "features": []}))
+        context.exit()
+
+
+class _FeatureChange(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """``+NAME,-NAME``: the masks to add and to remove."""
+
+    name = "+NAME,-NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        names: dict[str, int] = {**NetFeature.__members__, **VirtioFeature.__members__}
+        masks = {"+": 0, "-": 0}
+        for word in filter(None, value.split(",")):
+            sign, name = word[0], word[1:].upper()
+            if sign not in masks or name not in names:
+                self.fail(f"{word!r}: a sign and one of {', '.join(names)}", param, ctx)
+            masks[sign] |= names[name]
+        return masks["+"], masks["-"]
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+
+@click.group(help=__doc__.splitlines()[0] if __doc__ else None, context_settings={"max_content_width": 100})
+@click.version_option(vhostuser.__version__, message=_VERSION)
+def main() -> None:
+    """The programs of vhostuser."""
+
+
+@main.command("net", cls=DeviceCommand)
+@_common_options
+@click.option("--tap", metavar="NAME|/dev/tapN|fd:N,...", multiple=True,
+              help="The host side: a tap's name, a macvtap, or a tap's open queues, one for each queue pair.")
+@click.option("--packet", metavar="IFACE", help="The host side: an interface, such as one end of a veth.")
+@click.option("--loop", is_flag=True, help="No host side: what the guest sends comes back to it.")
+@click.option("--null", is_flag=True, help="No host side: what the guest sends is gone.")
+@click.option("--queues", type=click.IntRange(1, MAX_PAIRS), metavar="N",
+              help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.")
+@click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the port's MTU and offer it.")
+@click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
+@click.option("--io-uring", type=click.Choice([choice.value for choice in IoUring]), default="auto", show_default=True,
+              help="Packets in batches: where possible, always (or do not start), or one system call a packet.")
+@click.option("--poll-us", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="N",
+              help="Go on looking for packets for N microseconds after the last one, then sleep.")
+@click.option("--print-capabilities", is_flag=True, is_eager=True, expose_value=False, callback=_print_capabilities,
+              help="Print what QEMU's conventions ask for, as JSON, and exit.")  # fmt: skip
+def net(
+    mtu: int | None, features: tuple[int, int], io_uring: str, poll_us: int, **ports: Any
+) -> Callable[[], Device]:
+    """A network device on a tap, on another interface, or on none.
+
+    Example: vhost-user-net --socket-path=/run/vm1.sock --tap vm1
+    """
+    open_port = _port(**ports)
+
+    def make() -> Device:
+        added, removed = features
+        added |= 0 if mtu is None else NetFeature.MTU
+        device = NetDevice(open_port(), added, removed, io_uring=IoUring(io_uring), poll_us=poll_us)
+        if mtu is not None:
+            try:
+                device.set_mtu(mtu)
+            except BaseException:
+                device.close()
+                raise
+        return device
+
+    return make
+
+
+def _port(
+    tap: tuple[str, ...], packet: str | None, loop: bool, null: bool, queues: int | None
+) -> Callable[[], Port]:
+    """What opens the one port that is asked for."""
+    if sum((bool(tap), packet is not None, loop, null)) != 1:
+        raise click.UsageError("exactly one of --tap, --packet, --loop and --null is needed")
+    if tap:
+        return _tap(tap, queues)
+    pairs = queues or 1
+    if packet is not None:
+        return lambda: Packet(packet, pairs)
+    return lambda: (Loop if loop else Null)(pairs)
+
+
+def _tap(words: tuple[str, ...], queues: int | None) -> Callable[[], Port]:
+    """What opens the tap, or the macvtap, of ``--tap``."""
+    if fds := _descriptors(words):
+        if queues not in (None, len(fds)):
+            raise click.UsageError(f"--queues {queues}: --tap names {len(fds)} open queues, one a pair")
+        return lambda: adopt_tap(*fds)
+    if words[0].startswith("/"):
+        if queues not in (None, 1):
+            raise click.UsageError(f"--queues {queues}: a macvtap serves one pair")
+        return lambda: open_macvtap(words[0])
+    return lambda: open_tap(words[0], queues or 1)
+
+
+def _descriptors(taps: tuple[str, ...]) -> list[int]:
+    """The numbers in ``fd:3,fd:4``, which may be several options as well; none for a tap's name."""
+    if not any(tap.startswith("fd:") for tap in taps):
+        if len(taps) > 1:
+            raise click.UsageError(f"--tap: {len(taps)} names; a device has one tap, with --queues N for more queues")
+        return []
+    words = [word for tap in taps for word in tap.split(",")]
+    for word in words:
+        if not word.startswith("fd:") or not word.removeprefix("fd:").isdecimal():
+            raise click.UsageError(f"--tap {word}: a number must follow fd:")
+    if len(words) > MAX_PAIRS:
+        raise click.UsageError(f"--tap: {len(words)} open queues; a device has {MAX_PAIRS} pairs at most")
+    return [int(word.removeprefix("fd:")) for word in words]
+
+
+@main.command("rng", cls=DeviceCommand)
+@_common_options
+def rng() -> Callable[[], Device]:
+    """An entropy source.
+
+    Example: vhostuser rng --socket-path=/run/rng.sock
+    """
+    return RngDevice
+
+
+@main.command("serve")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_VERBOSE
+def serve(file: Path, verbose: int) -> None:
+    """Serve several guests: a table [[net]] or [[rng]] in FILE for each, whose keys are the command's options.
+
+    Example: vhostuser serve /etc/vhostuser.toml
+    """
+    devices = {name: command for name, command in main.commands.items() if isinstance(command, DeviceCommand)}
+    run(guests_of(file, devices), verbose)
+
+
+def net_main() -> None:
+    """The program ``vhost-user-net``."""
+    net.main(prog_name="vhost-user-net")

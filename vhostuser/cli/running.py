@@ -1,0 +1,164 @@
+"""Serving guests until SIGTERM: each has a device, an endpoint and a server of its own, in one Trio program.
+
+At the start all of them must be there, or none is served. Later each ends alone: its session at its front-end's fault,
+itself when its port fails. The program ends when none is left, or on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from vhostuser import edition
+from vhostuser.device import Device
+from vhostuser.errors import VhostUserError
+from vhostuser.runtime.groups import allow_interrupts
+from vhostuser.runtime.serve import Server
+from vhostuser.transport.endpoints import Connector, Endpoint, from_fd, listen
+
+log = logging.getLogger("vhostuser")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What it takes to serve one guest.
+
+    Attributes:
+        name: for messages.
+        make: opens the device.
+        socket_path, fd: where the front-end is; one of them.
+        client: connect to the path rather than listen.
+        counters: the file to write counters to.
+    """
+
+    name: str
+    make: Callable[[], Device]
+    socket_path: str | None = None
+    fd: int | None = None
+    client: bool = False
+    counters: Path | None = None
+
+    async def endpoint(self) -> Endpoint:
+        """Where its front-ends come from. Raises EndpointError."""
+        if self.socket_path is None:
+            assert self.fd is not None
+            return from_fd(self.fd)
+        if self.client:
+            return Connector(self.socket_path)
+        endpoint = await listen(self.socket_path)
+        log.info("listening on %s", self.socket_path)
+        return endpoint
+
+    def write_counters(self, server: Server) -> None:
+        """Replace the file at once, so that a reader never sees half of it."""
+        if self.counters is None:
+            return
+        scratch = self.counters.with_name(self.counters.name + ".new")
+        try:
+            scratch.write_text(json.dumps(server.counters(), indent=1) + "\n")
+            scratch.replace(self.counters)
+        except OSError as error:
+            log.warning("--counters %s: %s", self.counters, error.strerror)
+
+
+def run(guests: Sequence[Guest], verbose: int) -> None:
+    """Serve guests until SIGTERM; exits with status 1 and a sentence when that cannot be."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
+    log.setLevel(level)
+    _check_edition()
+    _allow_descriptors()
+    allow_interrupts()
+    try:
+        trio.run(Program(guests).run)
+    except* VhostUserError as errors:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {_first(errors)}") from None
+
+
+def _check_edition() -> None:
+    if edition.compiled():
+        return
+    if os.environ.get("VHOSTUSER_REQUIRE_COMPILED") == "1":
+        raise SystemExit(f"VHOSTUSER_REQUIRE_COMPILED is set, but the data path is {edition.name()}")
+    log.warning("the data path is %s, which is several times slower than compiled", edition.name())
+
+
+def _allow_descriptors() -> None:
+    """Take all descriptors that we may have: a queue pair needs eleven, and shells give 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Program:
+    """Guests, and their servers."""
+
+    def __init__(self, guests: Sequence[Guest]) -> None:
+        self._guests = guests
+        self._servers: list[tuple[Guest, Server]] = []
+        self._complete = trio.Event()
+        self._failure: VhostUserError | None = None
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or until no guest is left.
+
+        Raises:
+            EndpointError, PortError: a guest cannot be served from the start, or the last one that failed did.
+        """
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+                async with trio.open_nursery() as serving:
+                    for guest in self._guests:
+                        await serving.start(self._serve, guest)
+                    self._complete.set()
+                    log.info("serving %s", "one guest" if len(self._guests) == 1 else f"{len(self._guests)} guests")
+                nursery.cancel_scope.cancel()
+                if self._failure is not None:
+                    raise self._failure
+
+    async def _serve(self, guest: Guest, task_status: trio.TaskStatus[None]) -> None:
+        async with await guest.endpoint() as endpoint:
+            device = guest.make()
+            server = Server(device, endpoint)
+            self._servers.append((guest, server))
+            try:
+                task_status.started()
+                await self._complete.wait()
+                await server.run()
+            except* VhostUserError as errors:
+                self._failed(guest, _first(errors))
+            finally:
+                self._servers.remove((guest, server))
+                device.close()
+                guest.write_counters(server)
+
+    def _failed(self, guest: Guest, error: BaseException) -> None:
+        assert isinstance(error, VhostUserError)
+        self._failure = error
+        if len(self._guests) > 1:
+            log.error("%s is served no longer: %s", guest.name, error)
+
+    async def _obey(self, signals: Any, scope: trio.CancelScope) -> None:
+        async for number in signals:
+            if number == signal.SIGUSR1:
+                for guest, server in self._servers:
+                    guest.write_counters(server)
+            else:
+                log.info("ended by %s", signal.Signals(number).name)
+                scope.cancel()
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,58 @@
+"""A macvtap's character device as port (``/dev/tapN``, N being the interface's index).
+
+It is read, written and configured as a tap's queue. What differs: it belongs to an interface that is there already and
+stays, whose state follows the interface below it; and the host's network takes the guest for one with the macvtap's MAC
+address, so the guest should have that one (``cat /sys/class/net/NAME/address``).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from vhostuser.devices.net.ports.tap import Tap
+from vhostuser.errors import PortError
+
+_TUNSETIFF = 0x400454CA
+_TUNGETIFF = 0x800454D2
+_TUNSETSNDBUF = 0x400454D4
+_FLAGS = 0x5002  # IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+_IFREQ = "16sH22x"
+_NO_LIMIT = 2**31 - 1
+
+
+class MacvTap(Tap):
+    """An open macvtap queue; its attributes are those of a :class:`Tap`."""
+
+    def set_carrier(self, up: bool) -> None:
+        """The carrier is that of the interface below."""
+
+    def _never_full(self) -> bool:
+        self._set("TUNSETSNDBUF", _TUNSETSNDBUF, _NO_LIMIT)
+        return True
+
+
+def open_macvtap(path: str) -> MacvTap:
+    """Open the macvtap whose character device is `path`.
+
+    Raises:
+        PortError: it is not there, no macvtap, in use, or no privilege.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        reason = "another process has it open" if error.errno == errno.EBUSY else error.strerror
+        raise PortError(f"--tap {path}: {reason}") from error
+    try:
+        try:
+            reply = fcntl.ioctl(fd, _TUNGETIFF, struct.pack(_IFREQ, b"", 0))
+            name = reply[:16].split(b"\0")[0]
+            fcntl.ioctl(fd, _TUNSETIFF, struct.pack(_IFREQ, name, _FLAGS))  # the name is not looked at
+        except OSError as error:
+            raise PortError(f"--tap {path}: not the device of a macvtap interface: {error.strerror}") from error
+        return MacvTap([fd], name.decode())
+    except BaseException:
+        os.close(fd)
+        raise
