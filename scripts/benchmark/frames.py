@@ -1,9 +1,9 @@
 """Frames a second, one way at a time, with DPDK's virtio-user as the driver: small ones and of 64 KiB.
 
 Out of the guest: the driver sends as fast as it can, the kernel counts at the tap. Into the guest, drained: the
-back-end is stopped (SIGSTOP) while the tap's queue is filled, then continued; what the driver has received is divided
-by the time until the queue was empty. So neither the load nor its cost is in the figure. Into the guest, flooded: a
-load that never ends shares the driver's core; what counts is what the driver got.
+back-end is stopped (SIGSTOP; DPDK by its command) while the tap's queue is filled, then continued; what the driver has
+received is divided by the time from the queue's first frame to its last. So neither the load nor its cost is in the
+figure. Into the guest, flooded: a load that never ends shares the driver's core; what counts is what the driver got.
 """
 
 from __future__ import annotations
@@ -60,9 +60,13 @@ class Shape:
 # DPDK's tap is sent a real-time signal a packet. One that is more than may be pending becomes a SIGIO, which ends it.
 SMALL = Shape(60, "60", min(50_000, resource.getrlimit(resource.RLIMIT_SIGPENDING)[0] // 2))
 
-#: As long as Linux makes them. The driver has buffers of 16 KiB and accepts TSO (0x1c: both checksums, LRO).
+#: As long as Linux makes them. The driver accepts TSO (0x1c: both checksums, LRO). Its buffers of 16 KiB are about as
+#: much memory as those of the kernel's limit, so that caches help both alike.
 LARGE = Shape(
-    65226, "16384,16384,16384,16074", 4_000, ("--mbuf-size=18432", "--rx-offloads=0x1c")
+    65226,
+    "16384,16384,16384,16074",
+    4_000,
+    ("--mbuf-size=18432", "--total-num-mbufs=2048", "--rx-offloads=0x1c"),
 )
 
 METRICS = {
@@ -158,8 +162,8 @@ def path(start: Start, shape: Shape, mode: str, queues: int = 1) -> Iterator[Pat
 def transmit(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values:
     """Frames from the guest, counted at the tap in a window of the driver's continuous sending."""
     with path(start, shape, "txonly", queues) as here:
-        # the first packets only show that both sides have started
-        here.link.wait_for(lambda packets: packets.rx >= shape.fill // 10, "the first frames at the tap")
+        # until the driver has used all of its buffers, every frame costs page faults
+        here.link.wait_for(lambda packets: packets.rx >= shape.fill, "the first frames at the tap")
         before = counters_of(here.subject)
         packets, cpu, begin = here.link.packets().rx, cpu_seconds(here.subject.program.pid), time.monotonic()
         time.sleep(seconds)
@@ -177,37 +181,51 @@ def transmit(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Val
 
 def drain(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values:
     """Frames from a full queue to the driver, as often as it takes to be at it for some seconds."""
-    offered = elapsed = 0.0
+    offered = elapsed = cpu = 0.0
     with path(start, shape, "rxonly", queues) as here:
         here.netns.ip("link", "set", TAP, "txqueuelen", str(shape.fill))
-        pid = here.subject.program.pid
-        before, received, cpu = counters_of(here.subject), _received(here), cpu_seconds(pid)
+        # until the driver has used all of its buffers, every frame costs page faults
+        _settled(here, _received(here) + _drain_once(here, shape)[0])
+        before, received = counters_of(here.subject), _received(here)
         while elapsed < seconds:
-            frames, took = _drain_once(here, shape)
-            offered, elapsed = offered + frames, elapsed + took
-        cpu = cpu_seconds(pid) - cpu
-        with suppress(RigError):  # what the driver does not have after a second is lost
-            wait_until(lambda: _received(here) - received >= offered, 1, "the last frames")
-        received = _received(here) - received
+            frames, took, spent = _drain_once(here, shape)
+            offered, elapsed, cpu = offered + frames, elapsed + took, cpu + spent
+        received = _settled(here, received + offered) - received
         values = {"packets": received / elapsed, "cpu": _per_million(cpu, received), "lost": offered - received}
         return values | _notifications(before, counters_of(here.subject))
 
 
-def _drain_once(here: Path, shape: Shape) -> tuple[int, float]:
-    """How many frames there were, and the seconds until the queue was empty."""
-    pid = here.subject.program.pid
+def _drain_once(here: Path, shape: Shape) -> tuple[int, float, float]:
+    """How many frames there were, the seconds from the first to the last that left, the processor's seconds for it."""
+    with _held(here.subject):
+        before = here.link.packets().tx
+        offered = load(here, shape, shape.fill, 10)
+    if offered < shape.fill:
+        raise RigError(f"the tap's queue took {offered} of {shape.fill} frames")
+    start = here.link.wait_for(lambda packets: packets.tx > before, "the first frame to leave the queue")
+    cpu = cpu_seconds(here.subject.program.pid)
+    end = here.link.wait_for(lambda packets: packets.tx - before >= offered, f"{offered} frames to leave the queue")
+    return offered, end - start, cpu_seconds(here.subject.program.pid) - cpu
+
+
+@contextmanager
+def _held(subject: Subject) -> Iterator[None]:
+    """Keep a contender from reading its tap."""
+    if isinstance(subject, DpdkBackEnd):
+        # its tap is sent a signal a packet; were it stopped, it would have to handle all of them at its start
+        subject.stop_forwarding()
+        try:
+            yield
+        finally:
+            subject.program.type_line("start")
+        return
+    pid = subject.program.pid
     os.kill(pid, signal.SIGSTOP)
     try:
         wait_until(lambda: is_stopped(pid), 5, "the back-end to stop")
-        before = here.link.packets().tx
-        offered = load(here, shape, shape.fill, 10)
+        yield
     finally:
         os.kill(pid, signal.SIGCONT)
-    if offered < shape.fill:
-        raise RigError(f"the tap's queue took {offered} of {shape.fill} frames")
-    start = time.monotonic()
-    end = here.link.wait_for(lambda packets: packets.tx - before >= offered, f"{offered} frames to leave the queue")
-    return offered, end - start
 
 
 def flood(start: Start, shape: Shape, seconds: float, queues: int = 1) -> Values:
@@ -229,6 +247,13 @@ def load(here: Path, shape: Shape, count: int, seconds: float) -> int:
 def _received(here: Path) -> int:
     """What arrived: in the driver, or at the contender that has none."""
     return here.link.packets().tx if here.front_end is None else here.front_end.stats().rx_packets
+
+
+def _settled(here: Path, expected: float) -> int:
+    """What has arrived once it is as much as expected, or after a second: what is not there then is lost."""
+    with suppress(RigError):
+        wait_until(lambda: _received(here) >= expected, 1, "the last frames")
+    return _received(here)
 
 
 def _at_rest(here: Path) -> int:

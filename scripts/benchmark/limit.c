@@ -3,7 +3,8 @@
  *   limit write|read TAP SIZE BATCH
  *
  * Makes the tap as a back-end would (vnet_hdr of 12 bytes), brings it up, prints "ready" and goes on until it is killed:
- * BATCH requests a system call through io_uring, from as many buffers. `write` writes frames of SIZE bytes as fast as
+ * BATCH requests a system call through io_uring. The buffers take turns and are as much memory as a driver's, so that caches
+ * help no more than they help a guest. `write` writes frames of SIZE bytes as fast as
  * they go. `read` reads with RWF_NOWAIT and sleeps when there is nothing. Nothing is counted here: the kernel counts at
  * the tap, as it does for everybody else.
  */
@@ -29,6 +30,7 @@
 #define LONGEST 65562   /* the header, 65535 bytes of IP, Ethernet header */
 #define ROOM 65664      /* LONGEST, in whole cache lines */
 #define MOST 256
+#define BUFFERS 512     /* 32 MiB of them */
 
 struct ring {
     int fd;
@@ -70,7 +72,7 @@ static struct ring open_ring(unsigned entries, int file)
 }
 
 /* One batch, submitted and complete on return: how many requests did something. */
-static int turn(struct ring *ring, uint8_t opcode, char *buffers, unsigned length, unsigned batch)
+static int turn(struct ring *ring, uint8_t opcode, char *buffers, unsigned first, unsigned length, unsigned batch)
 {
     unsigned tail = *ring->sq_tail, head = *ring->cq_head, left = batch;
     int done = 0;
@@ -79,7 +81,7 @@ static int turn(struct ring *ring, uint8_t opcode, char *buffers, unsigned lengt
         ring->sqes[slot] = (struct io_uring_sqe){
             .opcode = opcode,
             .flags = IOSQE_FIXED_FILE,
-            .addr = (uintptr_t)(buffers + (size_t)i * ROOM),
+            .addr = (uintptr_t)(buffers + (size_t)((first + i) % BUFFERS) * ROOM),
             .len = length,
             .rw_flags = RWF_NOWAIT,
         };
@@ -123,6 +125,19 @@ static int open_tap(const char *name)
     return tap;
 }
 
+/* Shared memory, as a guest's: pages of the same size, and no fault later. */
+static char *map_buffers(void)
+{
+    size_t size = (size_t)BUFFERS * ROOM;
+    int fd = memfd_create("buffers", 0);
+    if (fd < 0 || ftruncate(fd, size))
+        die("memfd");
+    char *buffers = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (buffers == MAP_FAILED)
+        die("mmap");
+    return buffers;
+}
+
 int main(int count, char **words)
 {
     if (count != 5) {
@@ -137,15 +152,15 @@ int main(int count, char **words)
     }
     int tap = open_tap(words[2]);
     struct ring ring = open_ring(batch, tap);
-    char *buffers = calloc(batch, ROOM);
-    if (!buffers)
-        die("calloc");
-    for (unsigned i = 0; i < batch; i++) /* IPv4 for somebody else, as the drivers send */
+    char *buffers = map_buffers();
+    for (unsigned i = 0; i < BUFFERS; i++) /* IPv4 for somebody else, as the drivers send */
         memcpy(buffers + (size_t)i * ROOM + HEADER, "\2\0\0\0\0\1\2\0\0\0\0\2\x8\0", 14);
     puts("ready");
     fflush(stdout);
-    for (;;) {
-        int done = turn(&ring, writing ? IORING_OP_WRITE : IORING_OP_READ, buffers, writing ? HEADER + size : ROOM, batch);
+    uint8_t opcode = writing ? IORING_OP_WRITE : IORING_OP_READ;
+    unsigned length = writing ? HEADER + size : ROOM;
+    for (unsigned first = 0;; first = (first + batch) % BUFFERS) {
+        int done = turn(&ring, opcode, buffers, first, length, batch);
         if (!writing && !done)
             poll(&(struct pollfd){tap, POLLIN, 0}, 1, -1);
     }

@@ -110,7 +110,8 @@ class DpdkBackEnd(Testpmd):
         self._place = tempfile.TemporaryDirectory(prefix="vhu-dpdk-")
         self.socket = Path(self._place.name) / "vhost-user.sock"
         devices = [vhost_back_end(self.socket, queues=queues), tap_port(TAP)]
-        options = ["--forward-mode=io", *(["--auto-start"] if start else [])]
+        # unless told not to, it throws away at each start what waits in its tap
+        options = ["--forward-mode=io", "--no-flush-rx", *(["--auto-start"] if start else [])]
         super().__init__(devices, queues=queues, memory=256, worker=back_end_core(), netns=netns, options=options)
 
     def close(self) -> None:
