@@ -1,7 +1,9 @@
+cimport cython
 from vhostuser.virtio.guard cimport *
 from vhostuser.virtio.layout cimport *
 from vhostuser.virtio.primitives cimport *
 
+@cython.final
 cdef class GuestMemory:
     cdef readonly tuple mappings
     cdef readonly int absent

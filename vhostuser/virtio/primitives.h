@@ -37,14 +37,24 @@ static inline void vu_copy(vu_address to, vu_address from, unsigned long long si
     memcpy(VU_AT(void, to), VU_AT(void, from), size);
 }
 
+/* syscall(2) rather than the functions: those look for a cancelled thread before and after, of which there are none. */
+static inline long vu_read(int fd, vu_address address, unsigned long long size) {
+    long n = syscall(SYS_read, fd, VU_AT(void, address), (size_t)size);
+    return n < 0 ? -errno : n;
+}
+static inline long vu_write(int fd, vu_address address, unsigned long long size) {
+    long n = syscall(SYS_write, fd, VU_AT(void, address), (size_t)size);
+    return n < 0 ? -errno : n;
+}
 static inline long vu_readv(int fd, vu_address iov, int count) {
-    ssize_t n = readv(fd, VU_AT(struct iovec, iov), count);
+    long n = syscall(SYS_readv, fd, VU_AT(struct iovec, iov), (long)count);
     return n < 0 ? -errno : n;
 }
 static inline long vu_writev(int fd, vu_address iov, int count) {
-    ssize_t n = writev(fd, VU_AT(struct iovec, iov), count);
+    long n = syscall(SYS_writev, fd, VU_AT(struct iovec, iov), (long)count);
     return n < 0 ? -errno : n;
 }
+static inline void vu_prefetch(vu_address address) { __builtin_prefetch(VU_AT(char, address)); }
 static inline int vu_poll(vu_address set, int count, int milliseconds) {
     int n = poll(VU_AT(struct pollfd, set), count, milliseconds);
     return n < 0 ? -errno : n;

@@ -14,6 +14,9 @@ cdef extern from "primitives.h" nogil:
     void store_release_u32 "vu_store_release_u32"(unsigned long long address, unsigned int value) noexcept
     void fence "vu_fence"() noexcept
     void copy "vu_copy"(unsigned long long to, unsigned long long source, unsigned long long size) noexcept
+    void prefetch "vu_prefetch"(unsigned long long address) noexcept
+    long read_fd "vu_read"(int fd, unsigned long long address, unsigned long long size) noexcept
+    long write_fd "vu_write"(int fd, unsigned long long address, unsigned long long size) noexcept
     long readv "vu_readv"(int fd, unsigned long long iov, int count) noexcept
     long writev "vu_writev"(int fd, unsigned long long iov, int count) noexcept
     int poll "vu_poll"(unsigned long long set, int count, int milliseconds) noexcept

@@ -16,7 +16,8 @@ import threading
 import time
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.readv.restype = _libc.writev.restype = _libc.write.restype = _libc.preadv2.restype = ctypes.c_ssize_t
+for _call in (_libc.read, _libc.write, _libc.readv, _libc.writev, _libc.preadv2):
+    _call.restype = ctypes.c_ssize_t
 _RWF_NOWAIT = 8
 _IO_URING_ENTER, _IORING_ENTER_GETEVENTS = 426, 1  # the number is the same on every architecture
 _lock = threading.Lock()
@@ -85,8 +86,22 @@ def copy(to: int, source: int, size: int) -> None:
     ctypes.memmove(to, source, size)
 
 
+def prefetch(address: int) -> None:
+    """Have the processor fetch the cache line of an address, which may be any, while it does something else."""
+
+
 def _result(value: int) -> int:
     return value if value >= 0 else -ctypes.get_errno()
+
+
+def read_fd(fd: int, address: int, size: int) -> int:
+    """``read(2)`` of `size` bytes to an address: bytes read, or -errno."""
+    return _result(_libc.read(fd, ctypes.c_void_p(address), ctypes.c_size_t(size)))
+
+
+def write_fd(fd: int, address: int, size: int) -> int:
+    """``write(2)`` of `size` bytes at an address: bytes written, or -errno."""
+    return _result(_libc.write(fd, ctypes.c_void_p(address), ctypes.c_size_t(size)))
 
 
 def readv(fd: int, iov: int, count: int) -> int:

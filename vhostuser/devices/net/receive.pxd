@@ -1,3 +1,4 @@
+cimport cython
 from vhostuser.devices.net.header cimport accepts
 from vhostuser.devices.net.uring cimport Uring
 from vhostuser.virtio.layout cimport *
@@ -15,6 +16,7 @@ cdef enum:
 
 cdef void move_header(unsigned long long to) noexcept nogil
 
+@cython.final
 cdef class Receiver:
     cdef readonly Ring ring
     cdef readonly unsigned int header_size
@@ -27,8 +29,6 @@ cdef class Receiver:
     cdef unsigned long long[::1] counts
     cdef object slots
     cdef unsigned long long slots_address, overflow
-    cdef unsigned long long[::1] slot_iovs
-    cdef unsigned long long slot_iovs_address
     cdef unsigned long long[::1] kept_at, kept_size
     cdef int kept_first, kept_end
     cdef int large, ramp

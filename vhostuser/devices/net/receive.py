@@ -31,7 +31,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.header import accepts
     from vhostuser.devices.net.uring import Uring
     from vhostuser.virtio.layout import BURST, EVENT, KICK, POOL, PORT_IN, SEGMENTS, VANISHED, WORK
-    from vhostuser.virtio.primitives import copy, load_u8, load_u16, readv, store_u8, store_u16
+    from vhostuser.virtio.primitives import copy, load_u8, load_u16, read_fd, readv, store_u8, store_u16
     from vhostuser.virtio.ring import Ring
 
     (RX_PACKETS, RX_BYTES, RX_DROPPED, RX_STARVED, RX_DIRECT, RX_BATCHES, RX_REFUSED) = range(7)
@@ -70,7 +70,8 @@ class Receiver:
     Attributes:
         ring: where it puts packets.
         header_size: bytes of virtio_net_hdr before each packet in the ring.
-        shift: by how many bytes it is shorter at the port, which then has no num_buffers.
+        shift: by how many bytes it is shorter at the port, which then has no num_buffers; the frame is read to where
+            it belongs.
         port: the descriptor; its owner closes it.
         port_failed: whether the port is gone.
         uring: what makes batches; None: one system call a packet.
@@ -87,9 +88,6 @@ class Receiver:
         self.slots = mmap.mmap(-1, _SLOT * (BURST + 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.slots_address = address_of(self.slots)
         self.overflow = self.slots_address + _SLOT * (BURST + 1)
-        slot_iovs = array("Q", bytes(16 * BURST))
-        self.slot_iovs = slot_iovs
-        self.slot_iovs_address = slot_iovs.buffer_info()[0]
         self.kept_at = array("Q", bytes(8 * BURST))
         self.kept_size = array("Q", bytes(8 * BURST))
         self.kept_first = self.kept_end = 0
@@ -99,15 +97,11 @@ class Receiver:
 
     def use(self, port: int, port_header: int, uring: Uring | None) -> None:
         """Receive from another port from now on. What was read from the old one still comes first."""
-        i: cython.int
         self.port = port
         self.port_failed = False
         self.uring = uring
         self.shift = self.header_size - port_header
         self.large = 0
-        for i in range(BURST):
-            self.slot_iovs[2 * i] = self.slot(i) + self.shift  # the frame comes to lie where it belongs
-            self.slot_iovs[2 * i + 1] = _SLOT - self.shift
 
     def close(self) -> None:
         """Release the private memory."""
@@ -183,7 +177,7 @@ class Receiver:
             self.read_batch(self.uring, count)
         else:
             for i in range(count):
-                self.keep(i, readv(self.port, self.slot_iovs_address + 16 * i, 1))
+                self.keep(i, read_fd(self.port, self.slot(i) + self.shift, _SLOT - self.shift))
                 if self.drained:
                     break
         self.ramp = max(self.kept_end, 1) if self.drained else min(2 * count, most)
@@ -195,7 +189,7 @@ class Receiver:
         """
         i: cython.int
         for i in range(count):
-            uring.prepare(_OP_READ, self.slot_iovs[2 * i], self.slot_iovs[2 * i + 1])
+            uring.prepare(_OP_READ, self.slot(i) + self.shift, _SLOT - self.shift)
         if uring.submit() == 0:
             self.counts[RX_BATCHES] += 1
             for i in range(count):

@@ -1,3 +1,4 @@
+cimport cython
 from vhostuser.devices.net.header cimport admit
 from vhostuser.devices.net.uring cimport Uring
 from vhostuser.virtio.layout cimport *
@@ -13,6 +14,7 @@ cdef enum:
     TX_BLOCKED = 5
     TX_BATCHES = 6
 
+@cython.final
 cdef class Transmitter:
     cdef readonly Ring ring
     cdef readonly unsigned int header_size, port_header
@@ -26,9 +28,11 @@ cdef class Transmitter:
     cdef int[::1] chosen
 
     cdef int turn(self, int budget) noexcept nogil
+    cdef void fetch(self, int taken) noexcept nogil
     cdef int burst(self, int taken) noexcept nogil
     cdef int batch(self, Uring uring, int taken) noexcept nogil
     cdef int ready(self, int i) noexcept nogil
+    cdef unsigned long long port_size(self, int i) noexcept nogil
     cdef unsigned long long slot(self, int i) noexcept nogil
     cdef unsigned long long iov(self, int i) noexcept nogil
     cdef int settle(self, int i, long sent) noexcept nogil

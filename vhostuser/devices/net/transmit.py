@@ -22,7 +22,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.header import admit
     from vhostuser.devices.net.uring import Uring
     from vhostuser.virtio.layout import BURST, EVENT, KICK, PORT_OUT, VANISHED, WORK
-    from vhostuser.virtio.primitives import copy, store_u64, writev
+    from vhostuser.virtio.primitives import copy, prefetch, store_u64, write_fd, writev
     from vhostuser.virtio.ring import Ring
 
     (TX_PACKETS, TX_BYTES, TX_DROPPED, TX_REJECTED, TX_DISCARDED, TX_BLOCKED, TX_BATCHES) = range(7)
@@ -107,6 +107,7 @@ class Transmitter:
             if taken <= 0:
                 return KICK
             budget -= taken
+            self.fetch(taken)
             if taken >= _BATCH_FROM and self.uring is not None and self.uring.works and self.ring.enabled:
                 done = self.batch(self.uring, taken)
             else:
@@ -119,13 +120,26 @@ class Transmitter:
                 return PORT_OUT
         return WORK
 
+    def fetch(self, taken: cython.int) -> None:
+        """Begin to fetch the headers of a burst: the driver's processor has just written them."""
+        i: cython.int
+        for i in range(taken):
+            prefetch(self.ring.iov[2 * self.ring.first[i]])
+
     def burst(self, taken: cython.int) -> cython.int:
         """Send the chains of a burst one by one; how many are done with."""
         i: cython.int
         pieces: cython.int
+        sent: cython.long
         for i in range(taken):
             pieces = self.ready(i)
-            if pieces and self.settle(i, writev(self.port, self.iov(i), pieces)) != _SENT:
+            if pieces == 0:
+                continue
+            if pieces == 1:
+                sent = write_fd(self.port, self.slot(i), self.port_size(i))
+            else:
+                sent = writev(self.port, self.iov(i), pieces)
+            if self.settle(i, sent) != _SENT:
                 return i
         return taken
 
@@ -142,7 +156,7 @@ class Transmitter:
             if pieces == 0:
                 continue
             if pieces == 1:
-                uring.prepare(_OP_WRITE, self.slot(i), self.ring.size[i] - self.header_size + self.port_header)
+                uring.prepare(_OP_WRITE, self.slot(i), self.port_size(i))
             else:
                 uring.prepare(_OP_WRITEV, self.iov(i), pieces)
             self.chosen[n] = i
@@ -156,7 +170,10 @@ class Transmitter:
         return taken
 
     def ready(self, i: cython.int) -> cython.int:
-        """Judge chain `i` of the burst and get it ready: how many iovecs it is at :meth:`iov`; 0: it is dropped."""
+        """Judge chain `i` of the burst and get it ready. 0: it is dropped; 1: all of it is in its slot.
+
+        Else its header is in its slot, and so many iovecs at :meth:`iov` are all of it.
+        """
         size: cython.ulonglong = self.ring.size[i]
         if not self.ring.enabled:
             self.counts[TX_DISCARDED] += 1
@@ -168,13 +185,16 @@ class Transmitter:
         if not admit(self.slot(i), size - self.header_size, self.offloads):
             self.counts[TX_DROPPED] += 1
             return 0
+        if size <= _SLOT:
+            self.take(i, self.slot(i) + self.port_header, size - self.header_size)
+            return 1
         store_u64(self.iov(i), self.slot(i))
-        if size > _SLOT:
-            store_u64(self.iov(i) + 8, self.port_header)
-            return self.ring.segments[i] + 1
-        self.take(i, self.slot(i) + self.port_header, size - self.header_size)
-        store_u64(self.iov(i) + 8, size - self.header_size + self.port_header)
-        return 1
+        store_u64(self.iov(i) + 8, self.port_header)
+        return self.ring.segments[i] + 1
+
+    def port_size(self, i: cython.int) -> cython.ulonglong:
+        """Bytes of chain `i` at the port, header included."""
+        return self.ring.size[i] - self.header_size + self.port_header
 
     def slot(self, i: cython.int) -> cython.ulonglong:
         """The private memory of chain `i`."""

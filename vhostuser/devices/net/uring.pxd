@@ -1,6 +1,8 @@
+cimport cython
 from vhostuser.virtio.layout cimport *
 from vhostuser.virtio.primitives cimport *
 
+@cython.final
 cdef class Uring:
     cdef readonly int fd
     cdef object sq_memory, sqe_memory

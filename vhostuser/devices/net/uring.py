@@ -99,6 +99,10 @@ class Uring:
         self.cq_mask = load_u32(base + cq_mask)
         for entry in range(params[0]):
             store_u32(base + sq_array + 4 * entry, entry)
+            # opcode u8, flags u8, ioprio u16, fd i32 | off u64 | addr u64 | len u32, rw_flags u32 | user_data u64 | ...
+            # All that is the same each time: the flags, and the first registered file.
+            store_u8(self.sqes + 64 * entry + 1, _FIXED_FILE)
+            store_u32(self.sqes + 64 * entry + 28, _RWF_NOWAIT)
 
     def close(self) -> None:
         """Let go of the file, at once, and close the ring, of which each mapping holds a duplicate."""
@@ -113,17 +117,10 @@ class Uring:
         """Add a request; `size` counts bytes, or iovecs for a vector. Its result stands at its place in the batch."""
         tail: cython.uint = load_u32(self.sq_tail) + self.waiting
         entry: cython.ulonglong = self.sqes + 64 * (tail & self.sq_mask)
-        # opcode u8, flags u8, ioprio u16, fd i32 | off u64 | addr u64 | len u32, rw_flags u32 | user_data u64 | ...
-        store_u64(entry, 0)  # the first registered file
         store_u8(entry, opcode)
-        store_u8(entry + 1, _FIXED_FILE)
-        store_u64(entry + 8, 0)
         store_u64(entry + 16, address)
         store_u32(entry + 24, size)
-        store_u32(entry + 28, _RWF_NOWAIT)
         store_u64(entry + 32, self.waiting)
-        store_u64(entry + 40, 0)
-        store_u64(entry + 48, 0)
         self.waiting += 1
 
     def submit(self) -> cython.int:
