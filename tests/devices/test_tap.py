@@ -366,7 +366,8 @@ def test_a_device_offers_what_its_port_can_do() -> None:
 @contextmanager
 def switched() -> Iterator[tuple[Tap, Tap]]:
     """Two taps on a bridge: what enters one leaves the other."""
-    ip("link", "add", "switch", "type", "bridge")
+    ip("link", "add", "switch", "type", "bridge", "mcast_snooping", "0")
+    ip("link", "set", "switch", "multicast", "off")  # nor does the host ask for groups: nobody else sends a frame
     with closing(open_tap("left")) as left, closing(open_tap("right")) as right:
         for tap in (left, right):
             tap.configure(int(SUPPORTED), 12)
