@@ -22,6 +22,9 @@ LOGS = Path(".cache/checks")
 PYTHON = sys.executable
 GUEST_TESTS = "tests/guest"
 
+#: These touch nothing that is compiled, so one run is enough.
+ONE_EDITION = [f"--ignore=tests/{name}" for name in ("wire", "session", "transport")]
+
 #: Guest tests that the interpreted edition runs too; the others repeat what these and the unit tests show.
 SHORT_GUEST_TESTS = [f"{GUEST_TESTS}/test_{name}.py" for name in ("qemu", "uml", "dpdk", "rng")]
 
@@ -58,7 +61,7 @@ def pytest(name: str, *words: str, env: dict[str, str] | None = None) -> Check:
 
 SIDE_BY_SIDE = [
     pytest("tests compiled", f"--ignore={GUEST_TESTS}"),
-    pytest("tests interpreted", f"--ignore={GUEST_TESTS}", env=INTERPRETED),
+    pytest("tests interpreted", f"--ignore={GUEST_TESTS}", *ONE_EDITION, env=INTERPRETED),
     Check("ruff", [PYTHON, "-m", "ruff", "check"]),
     Check("mypy", [PYTHON, "-m", "mypy"]),
     Check("specification coverage", [PYTHON, "scripts/spec-coverage"]),
