@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.hostile.attack import Running, accepted, ask, refused
 from tests.hostile.victim import DEADLINE, Victim, frame_of, serving, split_rings
@@ -19,6 +20,7 @@ from vhostuser.devices.net.ports.sockets import Loop
 from vhostuser.errors import PortError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
+from vhostuser.virtio.pump import Pump
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest as R
@@ -183,6 +185,28 @@ async def test_a_swap_without_a_driver(victim: Victim) -> None:
             await driver.send(frame_of(5))
             assert (await driver.receive()).frame == frame_of(5)
             driver.close()
+
+
+@pytest.mark.proves("VIO-PORT-5")
+async def test_of_two_changes_at_a_time_one_waits(victim: Victim, running: Running, make_port: MakePort) -> None:
+    first, second = make_port(), make_port()
+    seen: list[PairPort] = []
+
+    async def in_turns(function: Callable[[int, Pump], None]) -> None:
+        mine = present(victim)
+        seen.append(mine)
+        await trio.testing.wait_all_tasks_blocked()  # what else wants to change something has its chance
+        assert present(victim) is mine
+        await victim.server.in_turns(function)
+
+    async with trio.open_nursery() as nursery:
+        for port in (first, second):
+            nursery.start_soon(victim.device.swap, port, in_turns)
+    assert set(seen) == {first, second}
+    frame = frame_of(7)
+    await running.driver.send(frame)
+    assert await present(victim).receive() == frame
+    assert victim.device.swaps == 2
 
 
 class Refusing(PairPort):

@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from enum import StrEnum
 
+import trio
+
 from vhostuser.device import Device, InTurns
 from vhostuser.devices.net import features as net
 from vhostuser.devices.net.ports import Port, discard
@@ -71,6 +73,7 @@ class NetDevice(Device):
         self._accepted: int | None = None  # by the driver, while there is one
         self._mtu: int | None = None
         self._receiving: set[int] = set()  # pairs
+        self._swapping = trio.Lock()
         port.set_carrier(False)
 
     def pump(self, group: int, features: int) -> NetPump:
@@ -117,7 +120,8 @@ class NetDevice(Device):
         """Go on with another port while the driver runs, as VHOST_NET_SET_BACKEND does; the old one is closed.
 
         The new port is made ready first. Then each queue pair moves to it between two turns: what it could not send
-        yet goes to the new port, what it had received is still delivered. What the old port held is lost.
+        yet goes to the new port, what it had received is still delivered. What the old port held is lost. Of several
+        calls at a time each waits for the one before: the threads look at :attr:`port` until that is over.
 
         Args:
             port: the new one; the caller's again if this raises.
@@ -129,23 +133,18 @@ class NetDevice(Device):
         Raises:
             PortError: the new port cannot do what was negotiated, or cannot be set up; the old one goes on.
         """
-        self._check_successor(port)
-        batching = _batching(port, self.io_uring)
-        if self._mtu is not None:
-            port.set_mtu(self._mtu)
-        if self._accepted is not None:
-            port.configure(net.consistent(self._accepted), net.header_size(self._accepted))
-        for pair in self._receiving:
-            port.attach(pair, True)
-        port.set_carrier(self._accepted is not None)
-        old, self.port = self.port, port  # pairs that start from now on have the new one
-        self.batching = batching
-        self.features &= ~int(port.unsupported)
-        await in_turns(self._plug)
-        self.swaps += 1
-        lost = _retire(old)
-        self.lost += lost
-        return lost
+        async with self._swapping:
+            self._check_successor(port)
+            batching = _batching(port, self.io_uring)
+            self._make_ready(port)
+            old, self.port = self.port, port  # pairs that start from now on have the new one
+            self.batching = batching
+            self.features &= ~int(port.unsupported)
+            await in_turns(self._plug)
+            self.swaps += 1
+            lost = _retire(old)
+            self.lost += lost
+            return lost
 
     def counters(self) -> dict[str, int]:
         """Counters of port changes."""
@@ -154,6 +153,16 @@ class NetDevice(Device):
     def close(self) -> None:
         """Close the port."""
         self.port.close()
+
+    def _make_ready(self, port: Port) -> None:
+        """Do to a port what the present one was told."""
+        if self._mtu is not None:
+            port.set_mtu(self._mtu)
+        if self._accepted is not None:
+            port.configure(net.consistent(self._accepted), net.header_size(self._accepted))
+        for pair in self._receiving:
+            port.attach(pair, True)
+        port.set_carrier(self._accepted is not None)
 
     def _plug(self, group: int, pump: Pump) -> None:
         """Connect a pair's pump with the port as it is now."""
@@ -180,9 +189,10 @@ def rarp_request(mac: bytes) -> bytes:
 def _retire(port: Port) -> int:
     """Close a port: how many packets it still held. Whatever is wrong with it does not matter any more."""
     lost = 0
-    with suppress(PortError, OSError):
+    with suppress(PortError):
         port.set_carrier(False)  # first, so that nothing more arrives
-        for pair in range(port.queues):
+    for pair in range(port.queues):
+        with suppress(OSError):
             lost += discard(port.fileno(pair))
     port.close()
     return lost
