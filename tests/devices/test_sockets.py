@@ -275,12 +275,19 @@ def test_several_queues_share_the_flows() -> None:
 
 
 @pytest.mark.proves("VIO-PORT-4")
-@pytest.mark.parametrize("state", ["absent", "down"])
+@pytest.mark.parametrize("state", ["absent", "down", "tun"])
 @in_namespace
 def test_interfaces_that_cannot_be_used(state: str) -> None:
     if state == "down":
         ip("link", "add", "near", "type", "veth", "peer", "name", "far")
-    reason = {"absent": "no such interface", "down": "the interface is down"}[state]
+    elif state == "tun":
+        ip("tuntap", "add", "near", "mode", "tun")
+        ip("link", "set", "near", "up")
+    reason = {
+        "absent": "no such interface",
+        "down": "the interface is down",
+        "tun": "its packets have no Ethernet header",
+    }[state]
     with pytest.raises(PortError, match=f"--packet near: {reason}"):
         Packet("near")
 

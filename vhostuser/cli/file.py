@@ -97,4 +97,6 @@ def _words(key: str, value: Any, options: Mapping[str, click.Parameter]) -> Iter
     for item in value if option.multiple and isinstance(value, list) else [value]:
         if not isinstance(item, str | int):
             raise click.UsageError(f"{key} = {value!r}: a string or a number is needed")
+        if "\0" in str(item):  # as on a command line; it would end a C string, and a name be another one
+            raise click.UsageError(f"{key} = {value!r}: no name has a NUL")
         yield f"--{key}={item}"
