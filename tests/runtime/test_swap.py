@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from tests.hostile.attack import Running, accepted, ask, refused
 from tests.hostile.victim import DEADLINE, Victim, frame_of, serving, split_rings
@@ -187,28 +186,6 @@ async def test_a_swap_without_a_driver(victim: Victim) -> None:
             driver.close()
 
 
-@pytest.mark.proves("VIO-PORT-5")
-async def test_of_two_changes_at_a_time_one_waits(victim: Victim, running: Running, make_port: MakePort) -> None:
-    first, second = make_port(), make_port()
-    seen: list[PairPort] = []
-
-    async def in_turns(function: Callable[[int, Pump], None]) -> None:
-        mine = present(victim)
-        seen.append(mine)
-        await trio.testing.wait_all_tasks_blocked()  # what else wants to change something has its chance
-        assert present(victim) is mine
-        await victim.server.in_turns(function)
-
-    async with trio.open_nursery() as nursery:
-        for port in (first, second):
-            nursery.start_soon(victim.device.swap, port, in_turns)
-    assert set(seen) == {first, second}
-    frame = frame_of(7)
-    await running.driver.send(frame)
-    assert await present(victim).receive() == frame
-    assert victim.device.swaps == 2
-
-
 class Refusing(PairPort):
     """A port that cannot be set up."""
 
@@ -239,6 +216,22 @@ async def test_a_port_that_does_not_fit_is_refused(victim: Victim, flaw: str) ->
             await driver.send(frame_of(3))
             assert await victim.port.receive() == frame_of(3)
     assert victim.device.swaps == 0
+
+
+@pytest.mark.proves("VIO-PORT-6")
+async def test_a_change_during_a_change_is_refused(victim: Victim, running: Running, make_port: MakePort) -> None:
+    first, second = make_port(), make_port()
+
+    async def in_turns(function: Callable[[int, Pump], None]) -> None:
+        with closing(second), pytest.raises(PortError, match="the change to pair is still under way"):
+            await move(victim, second)
+        await victim.server.in_turns(function)
+
+    await victim.device.swap(first, in_turns)
+    await running.driver.send(frame_of(7))
+    assert await first.receive() == frame_of(7)
+    await move(victim, make_port())
+    assert victim.device.swaps == 2
 
 
 # ---- SEND_RARP -------------------------------------------------------------------------------------------------------

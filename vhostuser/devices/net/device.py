@@ -6,8 +6,6 @@ import os
 from contextlib import suppress
 from enum import StrEnum
 
-import trio
-
 from vhostuser.device import Device, InTurns
 from vhostuser.devices.net import features as net
 from vhostuser.devices.net.ports import Port, discard
@@ -73,7 +71,7 @@ class NetDevice(Device):
         self._accepted: int | None = None  # by the driver, while there is one
         self._mtu: int | None = None
         self._receiving: set[int] = set()  # pairs
-        self._swapping = trio.Lock()
+        self._swapping = False
         port.set_carrier(False)
 
     def pump(self, group: int, features: int) -> NetPump:
@@ -120,8 +118,7 @@ class NetDevice(Device):
         """Go on with another port while the driver runs, as VHOST_NET_SET_BACKEND does; the old one is closed.
 
         The new port is made ready first. Then each queue pair moves to it between two turns: what it could not send
-        yet goes to the new port, what it had received is still delivered. What the old port held is lost. Of several
-        calls at a time each waits for the one before: the threads look at :attr:`port` until that is over.
+        yet goes to the new port, what it had received is still delivered. What the old port held is lost.
 
         Args:
             port: the new one; the caller's again if this raises.
@@ -131,20 +128,26 @@ class NetDevice(Device):
             The number of packets lost.
 
         Raises:
-            PortError: the new port cannot do what was negotiated, or cannot be set up; the old one goes on.
+            PortError: the new port cannot do what was negotiated, or cannot be set up, or another change is under way;
+                the port that is there goes on.
         """
-        async with self._swapping:
-            self._check_successor(port)
-            batching = _batching(port, self.io_uring)
-            self._make_ready(port)
-            old, self.port = self.port, port  # pairs that start from now on have the new one
-            self.batching = batching
-            self.features &= ~int(port.unsupported)
+        if self._swapping:  # the threads look at the port that is to be theirs
+            raise PortError(f"{port.name}: the change to {self.port.name} is still under way")
+        self._check_successor(port)
+        batching = _batching(port, self.io_uring)
+        self._make_ready(port)
+        old, self.port = self.port, port  # pairs that start from now on have the new one
+        self.batching = batching
+        self.features &= ~int(port.unsupported)
+        self._swapping = True
+        try:
             await in_turns(self._plug)
-            self.swaps += 1
-            lost = _retire(old)
-            self.lost += lost
-            return lost
+        finally:
+            self._swapping = False
+        self.swaps += 1
+        lost = _retire(old)
+        self.lost += lost
+        return lost
 
     def counters(self) -> dict[str, int]:
         """Counters of port changes."""
