@@ -131,3 +131,20 @@ def test_a_driver_gets_no_packet_that_it_did_not_accept(
     got = [NetHeader.parse(net.content(buffer)[:12]).hdr_len for buffer, _ in zip(buffers, net.rx.reap(), strict=False)]
     assert got == ([header.hdr_len, 7] if taken else [7]) * 2
     assert net.counters("rx_packets", "rx_refused") == ((4, 0) if taken else (2, 2))
+
+
+@pytest.mark.proves("VIO-NET-19")
+@pytest.mark.parametrize("accepted", [0, F.GUEST_CSUM], ids=["without GUEST_CSUM", "with GUEST_CSUM"])
+@pytest.mark.parametrize("pieces", [[9000], [1, 9000]], ids=["whole", "split after one byte"])
+@pytest.mark.parametrize("size", [60, 8000], ids=["copied", "straight into the buffers"])
+def test_a_verified_checksum_is_told_to_whom_it_means_something(
+    make_net: MakeNet, accepted: int, pieces: list[int], size: int
+) -> None:
+    net = make_net(MODERN | accepted)
+    buffers = [net.post(*pieces) for _ in range(4)]
+    for _ in buffers:
+        net.host.send(NetHeader(flags=2).pack(12) + bytes(size))
+    for _ in range(8):
+        net.pump.turn()
+    assert [NetHeader.parse(net.content(buffer)[:12]).flags for buffer in buffers] == [2 if accepted else 0] * 4
+    assert net.counters("rx_packets", "rx_direct") == (4, 0 if size == 60 else 3)

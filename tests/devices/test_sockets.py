@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -124,6 +124,17 @@ def test_null_in_batches() -> None:
             turns(net)
         assert net.counters("tx_packets", "tx_rejected") == (20 * 256, 0)
         assert net.counters("tx_batches")[0] > 0
+
+
+@pytest.mark.proves("VIO-PORT-7")
+def test_a_guest_gets_nothing_that_the_one_before_sent() -> None:
+    with closing(Loop()) as loop:
+        with suppress(BlockingIOError):
+            while True:
+                os.write(loop.fileno(), bytes(72))
+        loop.configure(MODERN, 12)
+        with pytest.raises(BlockingIOError):
+            os.read(loop.fileno(), 72)
 
 
 @pytest.mark.parametrize("kind", [Loop, Null])
@@ -264,12 +275,19 @@ def test_several_queues_share_the_flows() -> None:
 
 
 @pytest.mark.proves("VIO-PORT-4")
-@pytest.mark.parametrize("state", ["absent", "down"])
+@pytest.mark.parametrize("state", ["absent", "down", "tun"])
 @in_namespace
 def test_interfaces_that_cannot_be_used(state: str) -> None:
     if state == "down":
         ip("link", "add", "near", "type", "veth", "peer", "name", "far")
-    reason = {"absent": "no such interface", "down": "the interface is down"}[state]
+    elif state == "tun":
+        ip("tuntap", "add", "near", "mode", "tun")
+        ip("link", "set", "near", "up")
+    reason = {
+        "absent": "no such interface",
+        "down": "the interface is down",
+        "tun": "its packets have no Ethernet header",
+    }[state]
     with pytest.raises(PortError, match=f"--packet near: {reason}"):
         Packet("near")
 

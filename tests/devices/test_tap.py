@@ -185,7 +185,7 @@ def test_queues_with_other_flags(flags: int, reason: str) -> None:
 
 
 @pytest.mark.proves("VIO-TAP-2")
-@pytest.mark.parametrize("kind", ["eventfd", "file", "socket", "unattached", "closed"])
+@pytest.mark.parametrize("kind", ["eventfd", "file", "socket", "unattached", "closed", "no number of one"])
 @in_namespace
 def test_descriptors_that_are_no_queues(kind: str) -> None:
     with socket.socket() as sock:
@@ -195,7 +195,7 @@ def test_descriptors_that_are_no_queues(kind: str) -> None:
             "socket": os.dup(sock.fileno()),
             "unattached": os.open("/dev/net/tun", os.O_RDWR),
         }
-        fd = fds.get(kind, 1 << 20)
+        fd = fds.get(kind, 1 << 20 if kind == "closed" else 1 << 40)
         try:
             with pytest.raises(PortError, match=f"--tap fd:{fd}: not an attached tap queue"):
                 adopt_tap(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 
@@ -12,6 +13,7 @@ import trio
 
 from tests.hostile.attack import Running, accepted, ask, borrowed, eventfd, refused, signalled
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
+from vhostuser.devices.net.pump import NetPump
 from vhostuser.errors import PortError
 from vhostuser.frontend.client import FrontEnd, RefusedError
 from vhostuser.frontend.memory import GuestRam
@@ -275,6 +277,31 @@ async def test_a_port_that_refuses_a_driver_refuses_the_start(
             patch.setattr(victim.port, "configure", refuse)
             with pytest.raises(RefusedError):
                 await attacker.start_ring(rings.driver.rx)
+        for ring in (rings.driver.rx, rings.driver.tx):
+            await attacker.start_ring(ring)
+        await exchange(victim, rings.driver)
+
+
+async def test_a_process_out_of_descriptors_refuses_the_start(
+    victim: Victim, attacker: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pump = victim.device.pump
+
+    def starved(group: int, features: int) -> NetPump:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            return pump(group, features)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    async with unstarted(victim, attacker) as rings:
+        await attacker.set_mem_table(rings.memory)
+        with monkeypatch.context() as patch:
+            patch.setattr(victim.device, "pump", starved)
+            with pytest.raises(RefusedError):
+                await attacker.start_ring(rings.driver.rx)
+        assert not victim.port.carrier
         for ring in (rings.driver.rx, rings.driver.tx):
             await attacker.start_ring(ring)
         await exchange(victim, rings.driver)

@@ -15,7 +15,7 @@ import trio.testing
 from tests.hostile.attack import borrowed, eventfd
 from tests.hostile.victim import DEADLINE
 from vhostuser.devices.net.pump import NetPump
-from vhostuser.errors import RingError, VhostUserError
+from vhostuser.errors import PortError, RingError, VhostUserError
 from vhostuser.runtime.groups import Group
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -132,6 +132,17 @@ async def test_more_groups_than_trio_has_threads() -> None:
             idents = [await group.call(threading.get_ident) for group in groups]
             assert len(set(idents)) == 60
             nursery.cancel_scope.cancel()
+
+
+async def test_a_system_without_threads_is_the_hosts_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")  # as Python says it
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", full)
+    group = Group(NetPump(0, 0))
+    with pytest.RaisesGroup(pytest.RaisesExc(PortError, match="can't start new thread"), flatten_subgroups=True):
+        await group.run()
+    assert group.pump.wake_fd == -1
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------------

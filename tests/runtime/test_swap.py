@@ -19,6 +19,7 @@ from vhostuser.devices.net.ports.sockets import Loop
 from vhostuser.errors import PortError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
+from vhostuser.virtio.pump import Pump
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest as R
@@ -215,6 +216,22 @@ async def test_a_port_that_does_not_fit_is_refused(victim: Victim, flaw: str) ->
             await driver.send(frame_of(3))
             assert await victim.port.receive() == frame_of(3)
     assert victim.device.swaps == 0
+
+
+@pytest.mark.proves("VIO-PORT-6")
+async def test_a_change_during_a_change_is_refused(victim: Victim, running: Running, make_port: MakePort) -> None:
+    first, second = make_port(), make_port()
+
+    async def in_turns(function: Callable[[int, Pump], None]) -> None:
+        with closing(second), pytest.raises(PortError, match="the change to pair is still under way"):
+            await move(victim, second)
+        await victim.server.in_turns(function)
+
+    await victim.device.swap(first, in_turns)
+    await running.driver.send(frame_of(7))
+    assert await first.receive() == frame_of(7)
+    await move(victim, make_port())
+    assert victim.device.swaps == 2
 
 
 # ---- SEND_RARP -------------------------------------------------------------------------------------------------------

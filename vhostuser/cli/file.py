@@ -13,6 +13,7 @@ There is no second list of options: each table becomes a command line, which the
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from vhostuser.cli.running import Guest
 
 #: Options that are the program's rather than a guest's.
 _NOT_A_GUESTS = ("verbose",)
+#: A descriptor that was passed to us: --fd=3, --tap=fd:4,fd:5.
+_DESCRIPTOR = re.compile(r"(?:--fd=|[=,]fd:)(\d+)")
 
 
 class GuestCommand(Protocol):
@@ -48,8 +51,9 @@ def guests_of(path: Path, commands: Mapping[str, GuestCommand]) -> list[Guest]:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path}: {error}") from error
+    owners: dict[str, str] = {}
     guests = [
-        _guest(f"{path}: [[{device}]] {number}", commands[device], table)
+        _guest(f"{path}: [[{device}]] {number}", commands[device], table, owners)
         for device, tables in content.items()
         for number, table in enumerate(_tables(path, device, tables, commands), 1)
     ]
@@ -68,7 +72,8 @@ def _kinds(commands: Mapping[str, GuestCommand]) -> str:
     return " or ".join(f"[[{name}]]" for name in commands)
 
 
-def _guest(name: str, command: GuestCommand, table: Mapping[str, Any]) -> Guest:
+def _guest(name: str, command: GuestCommand, table: Mapping[str, Any], owners: dict[str, str]) -> Guest:
+    """The guest that a table describes; `owners` has the names of those that the descriptors before belong to."""
     options = {
         option.removeprefix("--"): parameter
         for parameter in command.params
@@ -77,6 +82,9 @@ def _guest(name: str, command: GuestCommand, table: Mapping[str, Any]) -> Guest:
     }
     try:
         words = [word for key, value in table.items() for word in _words(key, value, options)]
+        for number in _DESCRIPTOR.findall(" ".join(words)):
+            if (owner := owners.setdefault(number, name)) != name:
+                raise click.UsageError(f"descriptor {number} is that of {owner} already")
         return command.guest(command.make_context(name, words))
     except click.UsageError as error:
         raise click.UsageError(f"{name}: {error.format_message()}") from error
@@ -97,4 +105,6 @@ def _words(key: str, value: Any, options: Mapping[str, click.Parameter]) -> Iter
     for item in value if option.multiple and isinstance(value, list) else [value]:
         if not isinstance(item, str | int):
             raise click.UsageError(f"{key} = {value!r}: a string or a number is needed")
+        if "\0" in str(item):  # as on a command line; it would end a C string, and a name be another one
+            raise click.UsageError(f"{key} = {value!r}: no name has a NUL")
         yield f"--{key}={item}"

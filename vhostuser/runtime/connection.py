@@ -19,7 +19,7 @@ from itertools import pairwise
 import trio
 
 from vhostuser.device import Device, Queue
-from vhostuser.errors import FdError, GuestError, PayloadError, UnsupportedRequestError, VhostUserError
+from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.groups import Group, GroupEndedError
@@ -241,7 +241,7 @@ class Connection:
         Raises:
             MemoryAccessError: its addresses are not in the memory table.
             PayloadError: its position is not in the ring.
-            PortError: the device's host side refuses what the driver negotiated.
+            PortError: the device's host side refuses what the driver negotiated, or has no descriptors left.
         """
         vring = self.vrings[index]
         if vring.addr is None or not vring.num or not self.memory.mappings:
@@ -252,8 +252,6 @@ class Connection:
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
         self.check_base(index, vring.num, vring.base)
-        if not self._groups:
-            self.device.driver_started(self.session.features)
         number, place = self._place(index)
         live = self._groups.get(number) or self._open_group(number)
         ring = live.group.pump.rings[place]
@@ -307,7 +305,14 @@ class Connection:
 
     def _open_group(self, number: int) -> LiveGroup:
         assert self._nursery is not None
-        pump = self.device.pump(number, self.session.features)
+        if not self._groups:
+            self.device.driver_started(self.session.features)
+        try:
+            pump = self.device.pump(number, self.session.features)
+        except OSError as error:
+            if not self._groups:
+                self.device.driver_stopped()
+            raise PortError(f"queue group {number} cannot be set up: {error.strerror}") from error
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
             group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)

@@ -86,7 +86,7 @@ class Group:
         """Run the thread until cancelled. Cancelling waits for the turn to end, and for nothing else.
 
         Raises:
-            PortError: the port failed.
+            PortError: the port failed, or there is no thread to be had.
         """
         self._token = trio.lowlevel.current_trio_token()
         try:
@@ -107,7 +107,10 @@ class Group:
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._nudge_at_end)
-                await trio.to_thread.run_sync(self._main, limiter=_unlimited)
+                try:
+                    await trio.to_thread.run_sync(self._main, limiter=_unlimited)
+                except RuntimeError as error:  # there may be as many as the system lets a process have
+                    raise PortError(f"a queue group's thread: {error}") from error
                 nursery.cancel_scope.cancel()
 
     async def _nudge_at_end(self) -> None:

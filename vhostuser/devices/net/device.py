@@ -71,6 +71,7 @@ class NetDevice(Device):
         self._accepted: int | None = None  # by the driver, while there is one
         self._mtu: int | None = None
         self._receiving: set[int] = set()  # pairs
+        self._swapping = False
         port.set_carrier(False)
 
     def pump(self, group: int, features: int) -> NetPump:
@@ -127,21 +128,22 @@ class NetDevice(Device):
             The number of packets lost.
 
         Raises:
-            PortError: the new port cannot do what was negotiated, or cannot be set up; the old one goes on.
+            PortError: the new port cannot do what was negotiated, or cannot be set up, or another change is under way;
+                the port that is there goes on.
         """
+        if self._swapping:  # the threads look at the port that is to be theirs
+            raise PortError(f"{port.name}: the change to {self.port.name} is still under way")
         self._check_successor(port)
         batching = _batching(port, self.io_uring)
-        if self._mtu is not None:
-            port.set_mtu(self._mtu)
-        if self._accepted is not None:
-            port.configure(net.consistent(self._accepted), net.header_size(self._accepted))
-        for pair in self._receiving:
-            port.attach(pair, True)
-        port.set_carrier(self._accepted is not None)
+        self._make_ready(port)
         old, self.port = self.port, port  # pairs that start from now on have the new one
         self.batching = batching
         self.features &= ~int(port.unsupported)
-        await in_turns(self._plug)
+        self._swapping = True
+        try:
+            await in_turns(self._plug)
+        finally:
+            self._swapping = False
         self.swaps += 1
         lost = _retire(old)
         self.lost += lost
@@ -154,6 +156,16 @@ class NetDevice(Device):
     def close(self) -> None:
         """Close the port."""
         self.port.close()
+
+    def _make_ready(self, port: Port) -> None:
+        """Do to a port what the present one was told."""
+        if self._mtu is not None:
+            port.set_mtu(self._mtu)
+        if self._accepted is not None:
+            port.configure(net.consistent(self._accepted), net.header_size(self._accepted))
+        for pair in self._receiving:
+            port.attach(pair, True)
+        port.set_carrier(self._accepted is not None)
 
     def _plug(self, group: int, pump: Pump) -> None:
         """Connect a pair's pump with the port as it is now."""
@@ -180,9 +192,10 @@ def rarp_request(mac: bytes) -> bytes:
 def _retire(port: Port) -> int:
     """Close a port: how many packets it still held. Whatever is wrong with it does not matter any more."""
     lost = 0
-    with suppress(PortError, OSError):
+    with suppress(PortError):
         port.set_carrier(False)  # first, so that nothing more arrives
-        for pair in range(port.queues):
+    for pair in range(port.queues):
+        with suppress(OSError):
             lost += discard(port.fileno(pair))
     port.close()
     return lost

@@ -23,6 +23,7 @@ cdef class Receiver:
     cdef bint mergeable
     cdef readonly int shift
     cdef unsigned int accepted
+    cdef bint flagless
     cdef readonly int port
     cdef readonly bint port_failed
     cdef readonly Uring uring

@@ -82,6 +82,7 @@ class Receiver:
         self.header_size = header_size(features)
         self.mergeable = bool(features & NetFeature.MRG_RXBUF)
         self.accepted = accepted_offloads(features)
+        self.flagless = not features & NetFeature.GUEST_CSUM
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
         # A slot a packet, and two more: the overflow of a window, and before it room for what did not overflow.
         # Pages that are never touched, as most of these, cost nothing.
@@ -158,8 +159,13 @@ class Receiver:
         return _NOTHING
 
     def wanted(self, flags: cython.ulonglong, gso: cython.ulonglong) -> cython.bint:
-        """Whether the driver takes a packet with the flags and gso_type there. Not every port knows what it takes."""
+        """Whether the driver takes a packet with the flags and gso_type there. Not every port knows what it takes.
+
+        > If VIRTIO_NET_F_GUEST_CSUM is not negotiated, the device MUST set flags to zero (5.1.6.4.1).
+        """
         if accepts(load_u8(flags), load_u8(gso), self.accepted):
+            if self.flagless:  # a port that has verified a checksum says so
+                store_u8(flags, 0)
             return True
         self.counts[RX_REFUSED] += 1
         return False

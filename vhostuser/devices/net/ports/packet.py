@@ -28,6 +28,7 @@ _FANOUT_HASH = 0
 _FANOUT_UNIQUE_ID = 0x2000  # the kernel chooses a group that nobody else has
 _ETH_P_ALL = 3
 _WITHOUT_NUM_BUFFERS = 10
+_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 
 
 class Packet(SocketPort):
@@ -37,7 +38,7 @@ class Packet(SocketPort):
         """Open a socket for each queue pair.
 
         Raises:
-            PortError: no such interface, down, no privilege, or a kernel that cannot.
+            PortError: no such interface, down, no Ethernet, no privilege, or a kernel that cannot.
         """
         self.interface = interface
         sockets: list[socket.socket] = []
@@ -84,6 +85,8 @@ def _open() -> socket.socket:
 def _bind(sock: socket.socket, interface: str, index: int) -> None:
     """Receive from the interface, whatever the address: a guest has one of its own."""
     sock.bind((interface, _ETH_P_ALL))
+    if sock.getsockname()[3] not in _ETHERNET:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("iHH8x", index, _MR_PROMISC, 0))
     if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # ENETDOWN
         raise OSError(error, os.strerror(error))
@@ -111,6 +114,8 @@ def _why_not(error: OSError) -> str:
             return "no such interface"
         case errno.ENETDOWN:
             return "the interface is down"
+        case errno.EAFNOSUPPORT:
+            return "its packets have no Ethernet header"
         case errno.ENOPROTOOPT:
             return "the kernel has no PACKET_IGNORE_OUTGOING; Linux 4.20 or later is needed"
     return error.strerror or str(error)

@@ -230,8 +230,9 @@ def adopt_tap(*fds: int) -> Tap:
     for fd in fds:
         try:
             name, _ = _ask_interface(fd)
-        except OSError as error:
-            raise PortError(f"--tap fd:{fd}: not an attached tap queue: {error.strerror}") from error
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", error)
+            raise PortError(f"--tap fd:{fd}: not an attached tap queue: {reason}") from error
         names.append(name)
         os.set_inheritable(fd, False)
     if len(set(fds)) < len(fds):
