@@ -308,6 +308,8 @@ class Connection:
     def _open_group(self, number: int) -> LiveGroup:
         assert self._nursery is not None
         pump = self.device.pump(number, self.session.features)
+        if self.device.timelines:
+            pump.record(self.device.timelines[number])
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
             group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
