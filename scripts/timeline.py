@@ -38,13 +38,26 @@ PORT = 7007
 PATIENCE = 2.0  # seconds until an answer is given up
 RECEIVE, TRANSMIT = range(2)  # the rings of the one queue pair
 
-#: The ways between two moments, in their order, and whose they are.
+#: The moments of a usual trip, in order; the thread sleeps before each "wake".
+USUAL = (
+    ("wake", RECEIVE),
+    ("received", RECEIVE),
+    ("call", RECEIVE),
+    ("called", RECEIVE),
+    ("wake", RECEIVE),
+    ("kick", TRANSMIT),
+    ("sent", TRANSMIT),
+)
+#: The ways between them, from the request to the answer, and whose they are.
 LEGS = (
     ("request sent → thread awake", "host"),
-    ("thread awake → frame in the ring, driver called", "back-end"),
-    ("driver called → thread awake with its kick", "guest"),
-    ("thread awake → frame at the tap", "back-end"),
-    ("frame at the tap → answer read", "host"),
+    ("→ frame read from the tap", "back-end"),
+    ("→ frame in the ring", "back-end"),
+    ("→ driver called", "kernel"),
+    ("→ thread awake with the driver's kick", "guest"),
+    ("→ kick consumed", "back-end"),
+    ("→ frame written to the tap", "back-end, host"),
+    ("→ answer read", "host"),
 )
 
 console = Console()
@@ -81,17 +94,13 @@ class Trip:
         return self.answered - self.sent
 
     def legs(self) -> list[int] | None:
-        """Nanoseconds of each of :data:`LEGS`; None when the thread did not sleep in between, or did other work."""
-        wakes: list[int] = []
-        ends: list[int] = []
-        for moment in self.moments:
-            if moment.what == "wake":
-                wakes.append(moment.time)
-            elif (moment.what, moment.ring) == ("call", RECEIVE) or moment.what == "sent":
-                ends.append(moment.time)
-        if len(wakes) < 2 or len(ends) != 2 or not wakes[0] < ends[0] < wakes[1] < ends[1]:
+        """Nanoseconds of each of :data:`LEGS`; None for a trip that was not usual."""
+        rest = iter(self.moments)
+        # each is looked for behind the one before
+        times = [next((m.time for m in rest if (m.what, m.ring) == usual), None) for usual in USUAL]
+        marks = [self.sent, *(time for time in times if time is not None), self.answered]
+        if len(marks) < len(LEGS) + 1 or sum(moment.what == "wake" for moment in self.moments) > 2:
             return None
-        marks = (self.sent, wakes[0], ends[0], wakes[1], ends[1], self.answered)
         return [later - earlier for earlier, later in pairwise(marks)]
 
 
@@ -167,7 +176,7 @@ def show(name: str, trips: Sequence[Trip], slowest: int) -> None:
     console.print(table)
     if known:
         other = len(trips) - len(known)
-        console.print(f"{other} trips count for the whole alone: the thread did not sleep in between, or had other work")
+        console.print(f"{other} trips count for the whole alone: the thread did not sleep, or had other work")
     for trip in sorted(trips, key=lambda trip: -trip.nanoseconds)[:slowest]:
         _show_trip(trip)
 

@@ -51,7 +51,8 @@ cdef enum:
     AT_SENT = 4
     AT_RECEIVED = 5
     AT_CALL = 6
-    AT_NO_CALL = 7
+    AT_CALLED = 7
+    AT_NO_CALL = 8
 
     BUDGET = 256
     POLL_MS = 1

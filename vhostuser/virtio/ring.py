@@ -37,6 +37,7 @@ from vhostuser.errors import MemoryAccessError
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
         AT_CALL,
+        AT_CALLED,
         AT_KICK,
         BURST,
         CALLS,
@@ -325,11 +326,12 @@ class Ring:
     def notify(self) -> None:
         """Signal the driver."""
         if self.call >= 0:
+            self.note(AT_CALL, 0)
             # it was asked when it was set, but the peer can have it block later; who was interrupted asks each time
             if signal(self.call, self.call_may_block) == _EINTR:
                 self.call_may_block = True
             self.counts[CALLS] += 1
-            self.note(AT_CALL, 0)
+            self.note(AT_CALLED, 0)
 
     def kicked(self) -> None:
         """The kick descriptor is ready: empty it. One that cannot be read, or is at its end, is given up.

@@ -22,7 +22,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.primitives import clock, load_acquire_u32, load_u32, store_release_u32, store_u64
 
 #: What a moment may be, in the order of ``layout``.
-NAMES = ("sleep", "wake", "kick", "port", "sent", "received", "call", "no-call")
+NAMES = ("sleep", "wake", "kick", "port", "sent", "received", "call", "called", "no-call")
 
 _HEAD = cython.declare(cython.ulonglong, 16)  # bytes before the first moment: the count
 _U32 = cython.declare(cython.uint, 0xFFFF_FFFF)
