@@ -14,6 +14,7 @@ import socket
 import statistics
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -81,7 +82,7 @@ class Trip:
 
     Attributes:
         sent, answered: when the requester sent, and when it had the answer; nanoseconds.
-        moments: the back-end's in between.
+        moments: the back-end's, until the next request.
     """
 
     sent: int
@@ -97,10 +98,12 @@ class Trip:
         """Nanoseconds of each of :data:`LEGS`; None for a trip that was not usual."""
         rest = iter(self.moments)
         # each is looked for behind the one before
-        times = [next((m.time for m in rest if (m.what, m.ring) == usual), None) for usual in USUAL]
-        marks = [self.sent, *(time for time in times if time is not None), self.answered]
-        if len(marks) < len(LEGS) + 1 or sum(moment.what == "wake" for moment in self.moments) > 2:
+        found = [next((moment.time for moment in rest if (moment.what, moment.ring) == usual), 0) for usual in USUAL]
+        wakes = [moment for moment in self.moments if moment.what == "wake" and moment.time < found[-1]]
+        if len(wakes) != USUAL.count(("wake", RECEIVE)):
             return None
+        # the requester may read on its processor before the write on ours has returned
+        marks = [self.sent, *found[:-1], min(found[-1], self.answered), self.answered]
         return [later - earlier for earlier, later in pairwise(marks)]
 
 
@@ -138,17 +141,12 @@ def measure(machine: Machine, image: GuestImage, count: int, interval: float) ->
 
 
 def with_moments(trips: Sequence[Trip], moments: Sequence[Moment]) -> Iterator[Trip]:
-    """The trips of which all moments are known, with them."""
-    ordered = iter(moments)
-    moment = next(ordered, None)
-    for trip in trips:
-        inside: list[Moment] = []
-        while moment is not None and moment.time <= trip.answered:
-            if moment.time >= trip.sent:
-                inside.append(moment)
-            moment = next(ordered, None)
-        if inside:
-            yield Trip(trip.sent, trip.answered, inside)
+    """The trips with their moments, but for those of which no moment is known any more."""
+    times = [moment.time for moment in moments]
+    starts = [bisect_left(times, trip.sent) for trip in trips]
+    for trip, start, end in zip(trips, starts, [*starts[1:], None], strict=True):
+        if start > 0:
+            yield Trip(trip.sent, trip.answered, moments[start:end])
 
 
 def read_moments(machine: Machine, file: Path) -> list[Moment]:
