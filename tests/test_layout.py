@@ -13,6 +13,7 @@ from vhostuser import edition
 from vhostuser.devices.net import pump, receive, transmit
 from vhostuser.virtio import layout
 from vhostuser.virtio.ring import COUNTERS, FAULTS
+from vhostuser.virtio.timeline import NAMES
 
 PACKAGE = Path(__file__).resolve().parent.parent / "vhostuser"
 
@@ -52,6 +53,11 @@ def test_the_net_counters_are_the_same_in_both_editions(module: ModuleType) -> N
     assert assigned_in(source.with_suffix(".py")) == compiled
     assert [name.lower() for name, _ in sorted(compiled.items(), key=lambda item: item[1])] == list(module.COUNTERS)
     assert sorted(compiled.values()) == list(range(len(module.COUNTERS)))
+
+
+def test_the_moments_have_the_numbers_of_the_layout() -> None:
+    numbers = {name: value for name, value in vars(layout).items() if name.startswith("AT_")}
+    assert numbers == {f"AT_{name.upper().replace('-', '_')}": number for number, name in enumerate(NAMES)}
 
 
 def test_the_ring_counters_have_the_numbers_of_the_layout() -> None:

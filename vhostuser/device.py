@@ -14,7 +14,7 @@ their own; a device in Python overrides :meth:`Device.serve` and gets its chains
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, TypeVar
 
 import trio
@@ -23,6 +23,7 @@ from vhostuser.virtio.features import SUPPORTED
 from vhostuser.virtio.layout import EITHER
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.rings import make_ring
+from vhostuser.virtio.timeline import Timeline
 
 T = TypeVar("T")
 #: Runs a function in the thread that owns a group's rings, between two turns, and returns what it returns.
@@ -40,6 +41,7 @@ class Device:
         features: the virtio feature bits offered, ring features included.
         mtu_settable: whether :meth:`set_mtu` works, so that NET_MTU may be offered.
         announces: whether :meth:`announce` works, so that RARP may be offered.
+        timelines: where each queue group notes its moments, if :meth:`record` was called.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Device:
     features: int = SUPPORTED
     mtu_settable: ClassVar[bool] = False
     announces: ClassVar[bool] = False
+    timelines: Sequence[Timeline] = ()
 
     @property
     def num_rings(self) -> int:
@@ -56,6 +59,10 @@ class Device:
     def pump(self, group: int, features: int) -> Pump:
         """The pump for queue group `group` under the acknowledged `features`; made when its first ring starts."""
         return ChainPump(make_ring(features, self.groups[group][0], EITHER))
+
+    def record(self, entries: int) -> None:
+        """Have each queue group that starts from now on note its moments; the last `entries` of them are kept."""
+        self.timelines = tuple(Timeline(entries) for _ in self.groups)
 
     async def serve(self, queue: Queue) -> None:
         """Serve the chains of one ring, if the device is written in Python; cancelled when the ring's group ends."""

@@ -176,3 +176,27 @@ async def test_all_end_on_a_signal_and_count_on_another(tmp_path: Path) -> None:
             assert [serving.counters(number)["sessions"] for number in range(8)] == [0, 0, 0, 0, 0, 1, 0, 0]
         await serving.end()
         assert not [number for number in range(8) if (tmp_path / str(number)).exists()]
+
+
+async def test_a_timeline_is_written_on_a_signal_and_at_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "timeline"
+
+    def moments() -> list[tuple[str, int]]:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert all(set(line) == {"group", "time", "what", "ring", "packets"} for line in lines)
+        assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+        return [(line["what"], line["ring"]) for line in lines]
+
+    async with program(tmp_path, table(tmp_path, 1, f'loop = true\ntimeline = "{file}"')) as serving:
+        async with await serving.connect(1) as front_end:
+            await loops(front_end, 10)
+            serving.process.send_signal(signal.SIGUSR1)
+            while not file.exists():
+                await trio.lowlevel.checkpoint()
+        assert {("received", 0), ("sent", 1), ("wake", 0), ("sleep", 0)} <= set(moments())
+        before = moments()
+        async with await serving.connect(1) as front_end:
+            await loops(front_end, 10)
+        await serving.end()
+        assert moments()[: len(before)] == before
+        assert moments().count(("sent", 1)) >= 2

@@ -35,6 +35,8 @@ _COMMON = (
     click.option("--client", is_flag=True, help="Connect to --socket-path, again and again, instead of listening."),
     click.option("--counters", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Write the counters as JSON to FILE on SIGUSR1 and at the end."),
+    click.option("--timeline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+                 help="Write when each thread slept, woke, sent, received, called: JSON lines, like --counters."),
     _VERBOSE,
     click.version_option(vhostuser.__version__, message=_VERSION),
 )  # fmt: skip
@@ -47,14 +49,15 @@ class DeviceCommand(click.Command):
         """The guest that a parsed command line asks for. Raises click.UsageError."""
         own = dict(context.params)
         own.pop("verbose")
-        socket_path, fd, client, counters = (own.pop(name) for name in ("socket_path", "fd", "client", "counters"))
+        socket_path, fd, client = (own.pop(name) for name in ("socket_path", "fd", "client"))
+        reports = own.pop("counters"), own.pop("timeline")
         if (socket_path is None) == (fd is None):
             raise click.UsageError("exactly one of --socket-path and --fd is needed", context)
         if client and socket_path is None:
             raise click.UsageError("--client needs --socket-path", context)
         assert self.callback is not None
         make = context.invoke(self.callback, **own)
-        return Guest(context.info_name or "", make, socket_path, fd, client, counters)
+        return Guest(context.info_name or "", make, socket_path, fd, client, *reports)
 
     def invoke(self, context: click.Context) -> None:
         """Serve it."""

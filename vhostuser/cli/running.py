@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from vhostuser.transport.endpoints import Connector, Endpoint, from_fd, listen
 
 log = logging.getLogger("vhostuser")
 
+#: Moments that --timeline keeps of each queue group: some thousand round trips.
+MOMENTS = 1 << 16
+
 
 @dataclass(frozen=True)
 class Guest:
@@ -39,6 +42,7 @@ class Guest:
         socket_path, fd: where the front-end is; one of them.
         client: connect to the path rather than listen.
         counters: the file to write counters to.
+        timeline: the file to write the last moments of each queue group to.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Guest:
     fd: int | None = None
     client: bool = False
     counters: Path | None = None
+    timeline: Path | None = None
 
     async def endpoint(self) -> Endpoint:
         """Where its front-ends come from. Raises EndpointError."""
@@ -59,16 +64,36 @@ class Guest:
         log.info("listening on %s", self.socket_path)
         return endpoint
 
-    def write_counters(self, server: Server) -> None:
-        """Replace the file at once, so that a reader never sees half of it."""
-        if self.counters is None:
-            return
-        scratch = self.counters.with_name(self.counters.name + ".new")
-        try:
-            scratch.write_text(json.dumps(server.counters(), indent=1) + "\n")
-            scratch.replace(self.counters)
-        except OSError as error:
-            log.warning("--counters %s: %s", self.counters, error.strerror)
+    def open_device(self) -> Device:
+        """Its device. Raises PortError."""
+        device = self.make()
+        if self.timeline is not None:
+            device.record(MOMENTS)
+        return device
+
+    def report(self, device: Device, server: Server) -> None:
+        """Write the files that are asked for."""
+        if self.counters is not None:
+            _replace("--counters", self.counters, json.dumps(server.counters(), indent=1) + "\n")
+        if self.timeline is not None:
+            _replace("--timeline", self.timeline, "".join(_lines(device)))
+
+
+def _replace(option: str, path: Path, content: str) -> None:
+    """Replace the file at once, so that a reader never sees half of it."""
+    scratch = path.with_name(path.name + ".new")
+    try:
+        scratch.write_text(content)
+        scratch.replace(path)
+    except OSError as error:
+        log.warning("%s %s: %s", option, path, error.strerror)
+
+
+def _lines(device: Device) -> Iterator[str]:
+    """A line of JSON for each moment of each queue group."""
+    for group, timeline in enumerate(device.timelines):
+        for moment in timeline.moments():
+            yield json.dumps({"group": group, **moment._asdict()}) + "\n"
 
 
 def run(guests: Sequence[Guest], verbose: int) -> None:
@@ -104,7 +129,7 @@ class Program:
 
     def __init__(self, guests: Sequence[Guest]) -> None:
         self._guests = guests
-        self._servers: list[tuple[Guest, Server]] = []
+        self._served: list[tuple[Guest, Device, Server]] = []
         self._complete = trio.Event()
         self._failure: VhostUserError | None = None
 
@@ -128,9 +153,9 @@ class Program:
 
     async def _serve(self, guest: Guest, task_status: trio.TaskStatus[None]) -> None:
         async with await guest.endpoint() as endpoint:
-            device = guest.make()
+            device = guest.open_device()
             server = Server(device, endpoint)
-            self._servers.append((guest, server))
+            self._served.append((guest, device, server))
             try:
                 task_status.started()
                 await self._complete.wait()
@@ -138,9 +163,9 @@ class Program:
             except* VhostUserError as errors:
                 self._failed(guest, _first(errors))
             finally:
-                self._servers.remove((guest, server))
+                self._served.remove((guest, device, server))
                 device.close()
-                guest.write_counters(server)
+                guest.report(device, server)
 
     def _failed(self, guest: Guest, error: BaseException) -> None:
         assert isinstance(error, VhostUserError)
@@ -151,8 +176,8 @@ class Program:
     async def _obey(self, signals: Any, scope: trio.CancelScope) -> None:
         async for number in signals:
             if number == signal.SIGUSR1:
-                for guest, server in self._servers:
-                    guest.write_counters(server)
+                for guest, device, server in self._served:
+                    guest.report(device, server)
             else:
                 log.info("ended by %s", signal.Signals(number).name)
                 scope.cancel()

@@ -313,6 +313,8 @@ class Connection:
             if not self._groups:
                 self.device.driver_stopped()
             raise PortError(f"queue group {number} cannot be set up: {error.strerror}") from error
+        if self.device.timelines:
+            pump.record(self.device.timelines[number])
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
             group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)

@@ -44,6 +44,16 @@ cdef enum:
     CHAINS_DROPPED = 4
     RING_COUNTERS = 5
 
+    AT_SLEEP = 0
+    AT_WAKE = 1
+    AT_KICK = 2
+    AT_PORT = 3
+    AT_SENT = 4
+    AT_RECEIVED = 5
+    AT_CALL = 6
+    AT_CALLED = 7
+    AT_NO_CALL = 8
+
     BUDGET = 256
     POLL_MS = 1
     POLL_PATIENCE = 8

@@ -56,6 +56,17 @@ CHAINS = 3
 CHAINS_DROPPED = 4
 RING_COUNTERS = 5
 
+# what a moment of a timeline is, in the order of its names
+AT_SLEEP = 0  #: the thread is about to wait
+AT_WAKE = 1  #: the wait is over
+AT_KICK = 2  #: a ring's kick was the reason, and is consumed
+AT_PORT = 3  #: the port was the reason
+AT_SENT = 4  #: the port has taken packets
+AT_RECEIVED = 5  #: packets were read from the port
+AT_CALL = 6  #: buffers are used, the driver is about to be signalled
+AT_CALLED = 7  #: and was
+AT_NO_CALL = 8  #: buffers are used, the driver wants no signal
+
 BUDGET = 256  #: chains a direction may move before it is the other's turn
 # how often rings without a kick descriptor are looked at, milliseconds: as seldom as the last line after two seconds
 # without a chain, and as often as the first from the next chain on

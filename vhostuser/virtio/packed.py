@@ -37,6 +37,7 @@ import cython
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
+        AT_NO_CALL,
         BAD_INDIRECT,
         BURST,
         CALLS_SUPPRESSED,
@@ -301,6 +302,7 @@ class PackedRing(Ring):
             self.notify()
         else:
             self.counts[CALLS_SUPPRESSED] += 1
+            self.note(AT_NO_CALL, 0)
         self.moved = 0
 
     def asked(self) -> cython.bint:

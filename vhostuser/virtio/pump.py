@@ -29,6 +29,9 @@ from vhostuser.virtio.memory import gather
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
+        AT_PORT,
+        AT_SLEEP,
+        AT_WAKE,
         BUDGET,
         CHAINS,
         EVENT,
@@ -43,6 +46,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.memory import pages_vanished
     from vhostuser.virtio.primitives import clock, drain, load_acquire_u32, poll, store_release_u32
     from vhostuser.virtio.ring import Ring
+    from vhostuser.virtio.timeline import Timeline
 
 _IN = cython.declare(cython.int, select.POLLIN)
 _OUT = cython.declare(cython.int, select.POLLOUT)
@@ -88,6 +92,11 @@ class Pump:
         if self.wake_fd >= 0:
             os.close(self.wake_fd)
             self.wake_fd = -1
+
+    def record(self, timeline: Timeline | None) -> None:
+        """Note moments there from the next turn on, or nowhere. Between two turns only."""
+        for ring in self.rings:
+            ring.timeline = timeline
 
     def wake(self) -> None:
         """Make :meth:`run` return after the present turn. Any thread may call it.
@@ -146,6 +155,7 @@ class Pump:
     def wait(self, todo: cython.int) -> None:
         """Sleep until there is a reason for another turn."""
         looked_at: cython.bint
+        ready: cython.int
         events: cython.int = (_IN if todo & PORT_IN else 0) | (_OUT if todo & PORT_OUT else 0)
         self.poll_set[0] = self.wake_fd
         self.poll_set[1] = _IN
@@ -154,7 +164,10 @@ class Pump:
             looked_at = True
         self.poll_set[6] = self.port if events else -1
         self.poll_set[7] = events
-        if poll(self.poll_address, _SLOTS, self.pause() if looked_at else -1) <= 0:
+        self.first.note(AT_SLEEP, 0)
+        ready = poll(self.poll_address, _SLOTS, self.pause() if looked_at else -1)
+        self.first.note(AT_WAKE, 0)
+        if ready <= 0:
             return
         if self.poll_set[1] >> 16:
             drain(self.wake_fd)
@@ -162,6 +175,8 @@ class Pump:
             self.first.kicked()
         if self.second is not None and self.poll_set[5] >> 16:
             self.second.kicked()
+        if self.poll_set[7] >> 16:
+            self.first.note(AT_PORT, 0)
 
     def watch(self, slot: cython.int, ring: Ring) -> cython.bint:
         """Wait for a ring's kick if it was armed. True: it has no kick descriptor and must be looked at."""

@@ -1,6 +1,7 @@
 from vhostuser.virtio.layout cimport *
 from vhostuser.virtio.memory cimport GuestMemory, pages_vanished
 from vhostuser.virtio.primitives cimport *
+from vhostuser.virtio.timeline cimport Timeline
 
 cdef class Ring:
     # set by the control side, between two turns
@@ -16,6 +17,7 @@ cdef class Ring:
     # the ring's own state
     cdef readonly int fault
     cdef public bint reported
+    cdef public Timeline timeline
     cdef readonly bint armed
     # the burst in hand
     cdef readonly int taken
@@ -36,6 +38,7 @@ cdef class Ring:
     cdef void close_chain(self, int answer) noexcept nogil
     cdef int gather(self, unsigned long long address, unsigned int length, bint writable) noexcept nogil
     cdef unsigned long long indirect_entry(self, unsigned long long table, unsigned int index) noexcept nogil
+    cdef void note(self, int what, int count) noexcept nogil
     cdef void notify(self) noexcept nogil
     cdef void kicked(self) noexcept nogil
 

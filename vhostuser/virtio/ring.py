@@ -36,6 +36,9 @@ from vhostuser.errors import MemoryAccessError
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
+        AT_CALL,
+        AT_CALLED,
+        AT_KICK,
         BURST,
         CALLS,
         DROP,
@@ -53,6 +56,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
     )
     from vhostuser.virtio.memory import GuestMemory, pages_vanished
     from vhostuser.virtio.primitives import copy, drain, load_u64, signal
+    from vhostuser.virtio.timeline import Timeline
 
 #: What each value of :attr:`Ring.fault` means.
 FAULTS = {
@@ -88,6 +92,7 @@ class Ring:
         expects: ``READABLE``, ``WRITABLE`` or ``EITHER``: chains with other buffers are dropped.
         started, enabled: the two states of a ring (vhost-user, "Ring states").
         fault: 0, or a key of :data:`FAULTS`.
+        timeline: where moments are noted, or None.
     """
 
     def __init__(self, index: cython.int, expects: cython.int) -> None:
@@ -102,6 +107,7 @@ class Ring:
         self.desc = self.driver = self.device = 0
         self.fault = 0
         self.reported = False
+        self.timeline: Timeline | None = None
         self.armed = False
         self.taken = 0
         self.iov_end = 0
@@ -312,13 +318,20 @@ class Ring:
             done += load_u64(iov + 16 * i + 8)
         return self.scratch_address
 
+    def note(self, what: cython.int, count: cython.int) -> None:
+        """Note the present moment if somebody wants to know."""
+        if self.timeline is not None:
+            self.timeline.note(what, self.index, count)
+
     def notify(self) -> None:
         """Signal the driver."""
         if self.call >= 0:
+            self.note(AT_CALL, 0)
             # it was asked when it was set, but the peer can have it block later; who was interrupted asks each time
             if signal(self.call, self.call_may_block) == _EINTR:
                 self.call_may_block = True
             self.counts[CALLS] += 1
+            self.note(AT_CALLED, 0)
 
     def kicked(self) -> None:
         """The kick descriptor is ready: empty it. One that cannot be read, or is at its end, is given up.
@@ -328,6 +341,7 @@ class Ring:
         got: cython.long = drain(self.kick)
         if got > 0:
             self.counts[KICKS] += 1
+            self.note(AT_KICK, 0)
         elif got not in (_EAGAIN, _EINTR):
             self.kick = -1
 

@@ -28,6 +28,7 @@ import cython
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
+        AT_NO_CALL,
         AVAIL_INDEX,
         AVAIL_NO_INTERRUPT,
         BAD_INDIRECT,
@@ -206,6 +207,7 @@ class SplitRing(Ring):
             self.notify()
         else:
             self.counts[CALLS_SUPPRESSED] += 1
+            self.note(AT_NO_CALL, 0)
 
     def arm(self) -> cython.bint:
         """Ask for a kick when ``avail.idx`` passes what the last `take` saw. True: it has done so already."""

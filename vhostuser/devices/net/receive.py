@@ -30,7 +30,7 @@ from vhostuser.virtio.memory import address_of
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.header import accepts
     from vhostuser.devices.net.uring import Uring
-    from vhostuser.virtio.layout import BURST, EVENT, KICK, POOL, PORT_IN, SEGMENTS, VANISHED, WORK
+    from vhostuser.virtio.layout import AT_RECEIVED, BURST, EVENT, KICK, POOL, PORT_IN, SEGMENTS, VANISHED, WORK
     from vhostuser.virtio.primitives import copy, load_u8, load_u16, read_fd, readv, store_u8, store_u16
     from vhostuser.virtio.ring import Ring
 
@@ -130,8 +130,10 @@ class Receiver:
                 done = self.deliver(taken, True)
             elif self.large:
                 done = self.direct(taken)
+                self.ring.note(AT_RECEIVED, done)
             else:
                 self.read(taken)
+                self.ring.note(AT_RECEIVED, self.kept_end)
                 done = self.deliver(taken, False)
             if self.ring.fault:
                 return EVENT

@@ -21,7 +21,7 @@ from vhostuser.virtio.memory import address_of
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.devices.net.header import admit
     from vhostuser.devices.net.uring import Uring
-    from vhostuser.virtio.layout import BURST, EVENT, KICK, PORT_OUT, VANISHED, WORK
+    from vhostuser.virtio.layout import AT_SENT, BURST, EVENT, KICK, PORT_OUT, VANISHED, WORK
     from vhostuser.virtio.primitives import copy, prefetch, store_u64, write_fd, writev
     from vhostuser.virtio.ring import Ring
 
@@ -112,6 +112,7 @@ class Transmitter:
                 done = self.batch(self.uring, taken)
             else:
                 done = self.burst(taken)
+            self.ring.note(AT_SENT, done)
             if self.ring.fault:
                 return EVENT
             self.ring.give(done)
