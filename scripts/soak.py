@@ -27,6 +27,7 @@ from tests.rig.backend import Backend
 from tests.rig.datapath import Plan
 from tests.rig.datapath import datapath as run_datapath
 from tests.rig.image import guest_image
+from tests.rig.matrix import matrix as run_matrix
 from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
@@ -91,6 +92,11 @@ def datapath(seconds: float = 300) -> dict[str, Any]:
     return results
 
 
+def matrix() -> dict[str, Any]:
+    """DPDK's virtio-user in every mode, with one, two and four queue pairs: every frame comes back as it was."""
+    return run_matrix()
+
+
 def neighbours(seconds: float = 20) -> dict[str, Any]:
     """Three guests on one process: one storms it with requests, one floods it with packets, the third is measured."""
     return run_neighbours(seconds)
@@ -123,6 +129,7 @@ RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "traffic": traffic,
     "datapath": datapath,
     "fences": fences,
+    "matrix": matrix,
     "neighbours": neighbours,
 }
 
