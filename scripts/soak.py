@@ -99,7 +99,7 @@ def matrix() -> dict[str, Any]:
 
 def neighbours(seconds: float = 20) -> dict[str, Any]:
     """Three guests on one process: one storms it with requests, one floods it with packets, the third is measured."""
-    return run_neighbours(seconds)
+    return {layout: run_neighbours(seconds, layout) for layout in ("split", "packed")}
 
 
 def fences() -> dict[str, Any]:
