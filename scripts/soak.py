@@ -6,6 +6,7 @@ how it failed. The tests run the same code in short form.
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import subprocess
@@ -23,7 +24,10 @@ import click
 from tests.rig import acceptance, debian
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
+from tests.rig.datapath import Plan
+from tests.rig.datapath import datapath as run_datapath
 from tests.rig.image import guest_image
+from tests.rig.matrix import matrix as run_matrix
 from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
@@ -33,6 +37,7 @@ from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
 EVIDENCE = Path("evidence")
+FRAMES_PER_SECOND = 20_000  # both ways together, in the run `datapath`
 
 
 @contextmanager
@@ -65,21 +70,36 @@ def hotplug() -> dict[str, Any]:
         return acceptance.hotplug(guest, host, backend, cycles=100, seconds=120)
 
 
-def idle() -> dict[str, Any]:
+def idle(seconds: float = 10) -> dict[str, Any]:
     """No thread runs in ten seconds without packets."""
     with machine() as (netns, backend, _, _):
-        return acceptance.idle(netns, backend, seconds=10)
+        return acceptance.idle(netns, backend, seconds=seconds)
 
 
-def traffic() -> dict[str, Any]:
+def traffic(seconds: float = 600) -> dict[str, Any]:
     """Ten minutes of checked traffic, TCP and UDP, both ways at once."""
     with machine() as (_, _, host, guest):
-        return acceptance.checked_traffic(guest, host, 600)
+        return acceptance.checked_traffic(guest, host, seconds)
 
 
-def neighbours() -> dict[str, Any]:
+def datapath(seconds: float = 300) -> dict[str, Any]:
+    """Checked frames both ways, five minutes a layout: the memory table replaced every second, the port every ten."""
+    results = {}
+    for layout in ("split", "packed"):
+        results[layout] = run_datapath(Plan(seconds, layout == "packed"))
+        if results[layout]["frames a second, both ways"] < FRAMES_PER_SECOND:
+            raise RigError(f"{layout}: less than {FRAMES_PER_SECOND} frames a second: {results}")
+    return results
+
+
+def matrix() -> dict[str, Any]:
+    """DPDK's virtio-user in every mode, with one, two and four queue pairs: every frame comes back as it was."""
+    return run_matrix()
+
+
+def neighbours(seconds: float = 20) -> dict[str, Any]:
     """Three guests on one process: one storms it with requests, one floods it with packets, the third is measured."""
-    return run_neighbours(20)
+    return {layout: run_neighbours(seconds, layout) for layout in ("split", "packed")}
 
 
 def fences() -> dict[str, Any]:
@@ -102,18 +122,20 @@ def fences() -> dict[str, Any]:
     return results
 
 
-RUNS: dict[str, Callable[[], dict[str, Any]]] = {
+RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
     "hotplug": hotplug,
     "idle": idle,
     "traffic": traffic,
+    "datapath": datapath,
     "fences": fences,
+    "matrix": matrix,
     "neighbours": neighbours,
 }
 
 
-def evidence_of(name: str) -> dict[str, Any]:
-    """Run one and describe the run, its surroundings and what came of it."""
+def evidence_of(name: str, seconds: float | None = None) -> dict[str, Any]:
+    """Run one, for so many seconds if it goes by time, and describe the run, its surroundings and what came of it."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     evidence: dict[str, Any] = {
         "run": name,
@@ -125,9 +147,12 @@ def evidence_of(name: str) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
     }
+    if seconds is not None:
+        evidence["seconds given"] = seconds
     start = time.monotonic()
     try:
-        evidence |= {"ok": True, "result": RUNS[name]()}
+        by_time = seconds is not None and "seconds" in inspect.signature(RUNS[name]).parameters
+        evidence |= {"ok": True, "result": RUNS[name](seconds) if by_time else RUNS[name]()}
     except RigError as error:
         evidence |= {"ok": False, "error": str(error)}
     return evidence | {"seconds": round(time.monotonic() - start, 1)}
@@ -135,13 +160,14 @@ def evidence_of(name: str) -> dict[str, Any]:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, type=click.Choice(list(RUNS)))
-def main(names: tuple[str, ...]) -> None:
+@click.option("--seconds", type=click.FloatRange(min=1), help="Measure for so long, in place of a run's own time.")
+def main(names: tuple[str, ...], seconds: float | None) -> None:
     """Run long acceptance tests by name and keep the evidence."""
     debian.install(debian.PEERS)
     EVIDENCE.mkdir(exist_ok=True)
     ok = True
     for name in names:
-        evidence = evidence_of(name)
+        evidence = evidence_of(name, seconds)
         (EVIDENCE / f"{name}.json").write_text(json.dumps(evidence, indent=2) + "\n")
         click.echo(json.dumps(evidence, indent=2))
         ok = ok and evidence["ok"]

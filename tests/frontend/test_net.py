@@ -125,6 +125,15 @@ async def test_more_frames_than_the_ring_holds(make_wire: WireMaker) -> None:
     assert wire.driver.collect_sent() == 0
 
 
+def test_frames_posted_while_there_is_room(make_wire: WireMaker) -> None:
+    wire = make_wire()
+    room = wire.driver.tx.size
+    assert [wire.driver.post(bytes([i]) * 60) for i in range(room + 1)] == [True] * room + [False]
+    assert not wire.tx.sent()[12:].strip(b"\0")
+    assert wire.driver.post(FRAME)
+    assert [wire.tx.sent()[12:] for _ in range(room)] == [*(bytes([i]) * 60 for i in range(1, room)), FRAME]
+
+
 async def test_a_frame_that_is_too_long(make_wire: WireMaker) -> None:
     wire = make_wire()
     with pytest.raises(ValueError, match="exceed 2048"):

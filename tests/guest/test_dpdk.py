@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from tests.rig import acceptance
 from tests.rig.backend import Backend
 from tests.rig.image import GuestImage
+from tests.rig.matrix import MODES
 from tests.rig.netns import Netns
 from tests.rig.process import wait_until
 from tests.rig.testpmd import FRONT_END_MAC, Testpmd, virtio_user
@@ -34,15 +34,6 @@ def backend(quiet_netns: Netns) -> Iterator[Backend]:
         yield backend
 
 
-#: Every layout, header and order that virtio-user can ask for; each has a send and a receive function of its own there.
-MODES = {
-    f"packed_vq={packed:d} in_order={in_order:d} mrg_rxbuf={merge:d}": {
-        "packed": packed,
-        "in_order": in_order,
-        "mrg_rxbuf": merge,
-    }
-    for packed, in_order, merge in itertools.product((False, True), repeat=3)
-}
 in_every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 

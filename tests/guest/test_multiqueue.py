@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import resource
-import socket
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -19,10 +16,11 @@ from tests.rig.acceptance import HOST_ADDRESS, PREFIX
 from tests.rig.agent import GuestJob
 from tests.rig.backend import Backend
 from tests.rig.image import GuestImage
+from tests.rig.matrix import PACKETS, TAP, attached, by_flow, chains, echoed, packets, udp
 from tests.rig.netns import PACKET_IGNORE_OUTGOING, SOL_PACKET, Netns
 from tests.rig.process import wait_until
 from tests.rig.qemu import Qemu, VhostUserNic
-from tests.rig.testpmd import FRONT_END_MAC, Testpmd, virtio_user
+from tests.rig.testpmd import Testpmd, virtio_user
 from tests.rig.traffic import Host, round_trips
 from vhostuser.devices.net.device import MAX_PAIRS
 from vhostuser.frontend.client import FrontEnd
@@ -32,10 +30,7 @@ from vhostuser.wire.features import ProtocolFeature
 
 pytestmark = pytest.mark.guest
 
-TAP = "tap0"
 PAIRS = 4
-FLOWS = 64
-PACKETS = 1600
 ROUND_TRIPS = 200
 
 
@@ -53,54 +48,15 @@ def backend(quiet_netns: Netns) -> Iterator[Backend]:
         yield backend
 
 
-def chains(backend: Backend, way: int) -> list[int]:
-    """How many chains each pair moved so far: received (0) or transmitted (1)."""
-    counters = backend.counters()
-    return [counters.get(f"vring{2 * pair + way}_chains", 0) for pair in range(PAIRS)]
-
-
 def gained(backend: Backend, way: int, before: list[int]) -> list[int]:
     """The same since `before`."""
-    return [now - then for now, then in zip(chains(backend, way), before, strict=True)]
-
-
-def attached(netns: Netns) -> int:
-    """How many queues of the tap the host sends to."""
-    return netns.run("ls", f"/sys/class/net/{TAP}/queues").count("tx-")
-
-
-def udp(source: int, destination: int, body: bytes) -> bytes:
-    """An Ethernet frame with a datagram. Both directions of a flow differ in the order of their ports."""
-    header = struct.pack("!HHHH", source, destination, 8 + len(body), 0)
-    addresses = (0x0A000001, 0x0A000002) if source < destination else (0x0A000002, 0x0A000001)
-    ip = struct.pack("!BBHHHBBHII", 0x45, 0, 28 + len(body), 0, 0, 64, 17, 0, *addresses)
-    return bytes.fromhex(FRONT_END_MAC.replace(":", "")) + b"\x02\0\0\0\0\1\x08\0" + ip + header + body
-
-
-def packets(first_port: int) -> list[bytes]:
-    """Packets of many flows and sizes, each unlike all others. The tap remembers a flow for some seconds."""
-    noise = random.Random(1)
-    return [
-        udp(9, first_port + number % FLOWS, struct.pack("!I", number) + noise.randbytes(18 + number * 7 % 1400))
-        for number in range(PACKETS)
-    ]
-
-
-def echoed(tap: socket.socket, sent: list[bytes]) -> list[bytes]:
-    """Send packets to the guest, and what came back, a few in flight at a time so that none is dropped on the way."""
-    back = []
-    for start in range(0, len(sent), 32):
-        burst = sent[start : start + 32]
-        for packet in burst:
-            tap.send(packet)
-        back += [tap.recv(4096) for _ in burst]
-    return back
+    return [now - then for now, then in zip(chains(backend, way, PAIRS), before, strict=True)]
 
 
 @pytest.mark.proves("VIO-MQ-1")
 @pytest.mark.parametrize("pairs", [1, 2, PAIRS])
 def test_every_byte_comes_back_by_every_pair(quiet_netns: Netns, backend: Backend, pairs: int) -> None:
-    before = [chains(backend, way) for way in range(2)]
+    before = [chains(backend, way, PAIRS) for way in range(2)]
     sent = packets(1000 * pairs)
     with Testpmd([virtio_user(backend.socket, queues=pairs)], queues=pairs) as front_end:
         front_end.forward("io")  # what a queue receives, the same queue sends
@@ -108,7 +64,7 @@ def test_every_byte_comes_back_by_every_pair(quiet_netns: Netns, backend: Backen
         with quiet_netns.packet_socket(TAP) as tap:
             tap.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             tap.settimeout(20)
-            assert sorted(echoed(tap, sent)) == sorted(sent)
+            assert by_flow(echoed(tap, sent)) == by_flow(sent)
         received, transmitted = (gained(backend, way, before[way]) for way in range(2))
         assert received == transmitted
         assert sum(received) == PACKETS
@@ -117,7 +73,7 @@ def test_every_byte_comes_back_by_every_pair(quiet_netns: Netns, backend: Backen
 
 @pytest.mark.parametrize("pairs", [2, PAIRS])
 def test_every_frame_sent_by_every_pair_reaches_the_tap(quiet_netns: Netns, backend: Backend, pairs: int) -> None:
-    before, at_tap = chains(backend, 1), quiet_netns.rx_packets(TAP)
+    before, at_tap = chains(backend, 1, PAIRS), quiet_netns.rx_packets(TAP)
     with Testpmd([virtio_user(backend.socket, queues=pairs)], queues=pairs) as front_end:
         front_end.forward("txonly", 60)
         wait_until(lambda: min(gained(backend, 1, before)[:pairs]) > 1000, 20, f"packets of {pairs} pairs")
@@ -199,7 +155,7 @@ def test_answers_come_back_by_the_pair_that_asked(machine: Machine) -> None:
     acceptance.ping(machine.netns)
     assert attached(machine.netns) == PAIRS
     for processor in range(PAIRS):
-        before = [chains(machine.backend, way) for way in range(2)]
+        before = [chains(machine.backend, way, PAIRS) for way in range(2)]
         round_trips(Pinned(machine.guest, processor), machine.host, HOST_ADDRESS, count=ROUND_TRIPS)
         for way in range(2):
             moved = gained(machine.backend, way, before[way])
@@ -212,7 +168,7 @@ def test_the_number_of_pairs_changes_under_checked_traffic(machine: Machine) -> 
     changes = (1, 3, 2, 4)
     flows = acceptance.two_way_flows(machine.guest, machine.host, 1.5 * len(changes))
     for number in changes:
-        before = chains(machine.backend, 0)
+        before = chains(machine.backend, 0, PAIRS)
         machine.guest.run(f"ethtool -L eth0 combined {number}")
         wait_until(lambda number=number: attached(machine.netns) == number, 10, f"{number} queues")  # type: ignore[misc]
         wait_until(lambda before=before: sum(gained(machine.backend, 0, before)) > 10, 10, "packets")  # type: ignore[misc]

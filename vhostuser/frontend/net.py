@@ -247,16 +247,26 @@ class NetDriver:
         Raises:
             ValueError: The frame is longer than ``tx_buffer_size`` allows.
         """
+        await trio.lowlevel.checkpoint()
+        while not self.post(frame, header):
+            await self.tx.wait_used()
+        self.tx.kick()
+
+    def post(self, frame: bytes, header: NetHeader | None = None) -> bool:
+        """Make a frame available if there is room, which is returned. The device learns of it by ``tx.kick()``.
+
+        Raises:
+            ValueError: The frame is longer than ``tx_buffer_size`` allows.
+        """
         data = (header or NetHeader()).pack(self.header_size) + frame
         if len(data) > self._tx_buffer_size:
             raise ValueError(f"a frame of {len(frame)} bytes and its header exceed {self._tx_buffer_size}")
-        await trio.lowlevel.checkpoint()
-        while self.collect_sent() == self.tx.size:
-            await self.tx.wait_used()
+        if self.collect_sent() == self.tx.size:
+            return False
         address = self._tx_unused.pop()
         self.tx.memory.write(address, data)
         self._tx_lent[self.tx.add(readable=[(address, len(data))])] = address
-        self.tx.kick()
+        return True
 
     def collect_sent(self) -> int:
         """Take back the buffers of frames that were sent; return how many are still with the device."""
