@@ -79,7 +79,7 @@ def test_the_keys_are_the_options(tmp_path: Path) -> None:
         ("[[net]]\nloop = 'yes'", "loop = 'yes': true or false is needed"),
         ("[[net]]\nmtu = true", "mtu = True: a value is needed"),
         ("[[net]]\nmtu = [1, 2]", "mtu = \\[1, 2\\]: a string or a number is needed"),
-        ("[[net]]\nfd = 3\ntap = \"vm1\\u0000x\"", "NUL"),
+        ('[[net]]\nfd = 3\ntap = "vm1\\u0000x"', "NUL"),
         ("[[rng]]\nfd = 3\n[[net]]\nfd = 4\ntap = 'fd:5,fd:3'", "descriptor 3 is that of .*\\[\\[rng\\]\\] 1 already"),
         ("[[net]]\nfd = 3\nnull = true\n[[net]]\nfd = 4", "\\[\\[net\\]\\] 2: exactly one of --tap"),
     ],

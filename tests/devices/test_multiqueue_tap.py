@@ -41,7 +41,14 @@ def serving(queues: int = PAIRS) -> Iterator[tuple[Tap, NetDevice, socket.socket
         device = NetDevice(tap)
         device.driver_started(1 << 32)
         device.ring_running(0, True)
+        ready(tap, host)
         yield tap, device, host
+
+
+def ready(tap: Tap, host: socket.socket) -> None:
+    """Send until something arrives: until the kernel has noticed a tap's carrier, it throws packets away."""
+    while not any(received(tap, pair) for pair in range(tap.queues)):
+        host.send(flow(0))
 
 
 def flow(number: int, reply: bool = False) -> bytes:
