@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -17,6 +18,9 @@ import trio
 from tests.devices.test_tap import ip
 from tests.hostile.attack import ask
 from tests.hostile.victim import DEADLINE, frame_of, split_rings
+from vhostuser.cli.running import Guest, Program
+from vhostuser.devices.net.device import NetDevice
+from vhostuser.devices.net.ports.sockets import Loop
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
@@ -200,3 +204,20 @@ async def test_a_timeline_is_written_on_a_signal_and_at_the_end(tmp_path: Path) 
         await serving.end()
         assert moments()[: len(before)] == before
         assert moments().count(("sent", 1)) >= 2
+
+
+async def test_collections_pass_over_what_stays_until_the_end(tmp_path: Path) -> None:
+    """A full collection would stop the event loop for longer than a reply may take."""
+    device = NetDevice(Loop())
+    guest = Guest("one", lambda: device, socket_path=str(tmp_path / "socket"))
+    gc.unfreeze()
+    try:
+        with trio.fail_after(DEADLINE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Program([guest]).run)
+                while not gc.get_freeze_count():
+                    await trio.lowlevel.checkpoint()
+                assert all(tracked is not device for tracked in gc.get_objects())
+                nursery.cancel_scope.cancel()
+    finally:
+        gc.unfreeze()

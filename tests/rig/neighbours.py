@@ -6,6 +6,7 @@ back-end serves three network devices on taps in one event loop, a guest is the 
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import socket
@@ -141,6 +142,7 @@ async def serve(folder: Path) -> None:
             nursery = await stack.enter_async_context(trio.open_nursery())
             for server in servers:
                 nursery.start_soon(server.run)
+            gc.freeze()  # as the command line does
             print("ready", flush=True)
             async for _ in signals:
                 nursery.cancel_scope.cancel()

@@ -161,7 +161,8 @@ class Connection:
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
         with frame.fds:
-            log.debug("> %s", describe(Direction.FRONTEND, frame))
+            if log.isEnabledFor(logging.DEBUG):  # it costs more than most requests
+                log.debug("> %s", describe(Direction.FRONTEND, frame))
             message, outcome = await self._carry_out(frame)
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
