@@ -1,4 +1,4 @@
-"""All checks of the project, two at a time where they do not disturb each other.
+"""All checks of the project, some at a time where they do not disturb each other.
 
 Runs as ``scripts/test``, which makes the virtual environment first. A test that was deselected, skipped or expected to
 fail counts as failed: what is not shown to work is not known to work.
@@ -21,6 +21,7 @@ from tests.rig.image import guest_image
 LOGS = Path(".cache/checks")
 PYTHON = sys.executable
 GUEST_TESTS = "tests/guest"
+HOSTILE_TESTS = "tests/hostile"
 
 #: These touch nothing that is compiled, so one run is enough.
 ONE_EDITION = [f"--ignore=tests/{name}" for name in ("wire", "session", "transport")]
@@ -60,8 +61,9 @@ def pytest(name: str, *words: str, env: dict[str, str] | None = None) -> Check:
 
 
 SIDE_BY_SIDE = [
-    pytest("tests compiled", f"--ignore={GUEST_TESTS}"),
+    pytest("tests compiled", f"--ignore={GUEST_TESTS}", f"--ignore={HOSTILE_TESTS}"),
     pytest("tests interpreted", f"--ignore={GUEST_TESTS}", *ONE_EDITION, env=INTERPRETED),
+    pytest("hostile inputs compiled", HOSTILE_TESTS),
     Check("ruff", [PYTHON, "-m", "ruff", "check"]),
     Check("mypy", [PYTHON, "-m", "mypy"]),
     Check("specification coverage", [PYTHON, "scripts/spec-coverage"]),
@@ -109,7 +111,7 @@ def main() -> int:
     debian.install(debian.PEERS)
     LOGS.mkdir(parents=True, exist_ok=True)
     guest_image()
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(max_workers=3) as pool:  # tests wait a third of their time
         outcomes = list(pool.map(run, SIDE_BY_SIDE))
     outcomes += map(run, ALONE)
     collected, passed = sum(o.collected for o in outcomes), sum(o.passed for o in outcomes)
