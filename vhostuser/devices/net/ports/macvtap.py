@@ -10,17 +10,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import struct
 
-from vhostuser.devices.net.ports.tap import Tap
+from vhostuser.devices.net.ports.tap import IFREQ, NO_LIMIT, TUNSETIFF, Tap, ask_interface
 from vhostuser.errors import PortError
 
-_TUNSETIFF = 0x400454CA
-_TUNGETIFF = 0x800454D2
 _TUNSETSNDBUF = 0x400454D4
 _FLAGS = 0x5002  # IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-_IFREQ = "16sH22x"
-_NO_LIMIT = 2**31 - 1
 
 
 class MacvTap(Tap):
@@ -30,7 +25,7 @@ class MacvTap(Tap):
         """The carrier is that of the interface below."""
 
     def _never_full(self) -> bool:
-        self._set("TUNSETSNDBUF", _TUNSETSNDBUF, _NO_LIMIT)
+        self._set("TUNSETSNDBUF", _TUNSETSNDBUF, NO_LIMIT)
         return True
 
 
@@ -47,12 +42,11 @@ def open_macvtap(path: str) -> MacvTap:
         raise PortError(f"--tap {path}: {reason}") from error
     try:
         try:
-            reply = fcntl.ioctl(fd, _TUNGETIFF, struct.pack(_IFREQ, b"", 0))
-            name = reply[:16].split(b"\0")[0]
-            fcntl.ioctl(fd, _TUNSETIFF, struct.pack(_IFREQ, name, _FLAGS))  # the name is not looked at
+            name, _ = ask_interface(fd)
+            fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(name.encode(), _FLAGS))  # the name is not looked at
         except OSError as error:
             raise PortError(f"--tap {path}: not the device of a macvtap interface: {error.strerror}") from error
-        return MacvTap([fd], name.decode())
+        return MacvTap([fd], name)
     except BaseException:
         os.close(fd)
         raise

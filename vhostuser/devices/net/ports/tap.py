@@ -28,10 +28,10 @@ from vhostuser.devices.net.ports import discard
 from vhostuser.devices.net.ports.link import set_link
 from vhostuser.errors import PortError
 
-_TUNSETIFF = 0x400454CA
+TUNSETIFF = 0x400454CA
 _TUNGETIFF = 0x800454D2
 _TUNGETSNDBUF = 0x800454D3
-_NO_LIMIT = 2**31 - 1
+NO_LIMIT = 2**31 - 1
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
 _TUNSETQUEUE = 0x400454D9
@@ -42,7 +42,7 @@ _WANTED = ("tap", "no_pi", "vnet_hdr")
 _MULTI_QUEUE = "multi_queue"
 _ATTACH_QUEUE, _DETACH_QUEUE = 0x200, 0x400
 _IFNAMSIZ = 16
-_IFREQ = struct.Struct(f"{_IFNAMSIZ}sH22x")
+IFREQ = struct.Struct(f"{_IFNAMSIZ}sH22x")
 
 # TUN_F_*, by what the driver must have accepted
 _OFFLOADS = {
@@ -88,7 +88,7 @@ class Tap:
             # The description is the launcher's as well when it was passed to us, but a queue has one reader.
             os.set_blocking(fd, False)
         self._fds = list(fds)
-        self._attached = [not _ask_interface(fd)[1] & _DETACH_QUEUE for fd in fds]
+        self._attached = [not ask_interface(fd)[1] & _DETACH_QUEUE for fd in fds]
         for pair in range(self.queues):
             self._switch(pair, pair == 0)
         self.unsupported = NetFeature(0) if self._set_offloads(0x7F) else _USO  # before Linux 6.2
@@ -115,7 +115,7 @@ class Tap:
             return
         flag = _ATTACH_QUEUE if attached else _DETACH_QUEUE
         try:
-            fcntl.ioctl(self._fds[pair], _TUNSETQUEUE, _IFREQ.pack(b"", flag))
+            fcntl.ioctl(self._fds[pair], _TUNSETQUEUE, IFREQ.pack(b"", flag))
         except OSError as error:
             action = "attached" if attached else "detached"
             raise PortError(f"tap {self.name}: queue {pair} cannot be {action}: {error.strerror}") from error
@@ -160,7 +160,7 @@ class Tap:
 
     def _never_full(self) -> bool:
         limit: int = struct.unpack("i", fcntl.ioctl(self._fds[0], _TUNGETSNDBUF, struct.pack("i", 0)))[0]
-        return limit == _NO_LIMIT
+        return limit == NO_LIMIT
 
     def _set(self, what: str, request: int, value: int) -> None:
         try:
@@ -213,7 +213,7 @@ def _open_queue(name: str, queues: int, multi_queue: bool) -> int:
         raise PortError(f"/dev/net/tun: {error.strerror}; load the module tun, or pass --tap fd:N") from error
     flags = sum(_FLAGS[flag] for flag in (*_WANTED, *([_MULTI_QUEUE] if multi_queue else ())))
     try:
-        _attach(fd, _IFREQ.pack(name.encode(), flags))
+        _attach(fd, IFREQ.pack(name.encode(), flags))
     except OSError as error:
         os.close(fd)
         raise PortError(f"tap {name}: {_why_not(name, queues, error)}") from error
@@ -229,7 +229,7 @@ def adopt_tap(*fds: int) -> Tap:
     names = []
     for fd in fds:
         try:
-            name, _ = _ask_interface(fd)
+            name, _ = ask_interface(fd)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", error)
             raise PortError(f"--tap fd:{fd}: not an attached tap queue: {reason}") from error
@@ -247,7 +247,7 @@ def _attach(fd: int, request: bytes) -> None:
     busy = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
     for _ in _moments():
         try:
-            fcntl.ioctl(fd, _TUNSETIFF, request)
+            fcntl.ioctl(fd, TUNSETIFF, request)
             return
         except OSError as error:
             if error.errno != errno.EBUSY:
@@ -286,9 +286,9 @@ def _why_not(name: str, queues: int, error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _ask_interface(fd: int) -> tuple[str, int]:
+def ask_interface(fd: int) -> tuple[str, int]:
     """Name and flags of the interface that a queue is attached to. Raises OSError if there is none."""
-    name, flags = _IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ.size)))
+    name, flags = IFREQ.unpack(fcntl.ioctl(fd, _TUNGETIFF, bytes(IFREQ.size)))
     return name.split(b"\0")[0].decode(), flags
 
 
@@ -298,7 +298,7 @@ def _queue_flags(fd: int, name: str) -> list[str]:
     TUNGETIFF says no_pi of every queue, so sysfs is asked as well, where it speaks of the same interface: the queue
     may belong to another network namespace.
     """
-    bits = _ask_interface(fd)[1]
+    bits = ask_interface(fd)[1]
     told = [flag for flag, bit in _FLAGS.items() if bits & bit]
     seen = _present_flags(name)
     return seen if seen is not None and {*seen, "no_pi"} == set(told) else told
