@@ -146,8 +146,7 @@ class Path:
 def path(start: Start, shape: Shape, mode: str, queues: int = 1) -> Iterator[Path]:
     """Start a contender and its driver in a namespace whose stack sends nothing of its own."""
     with ExitStack() as stack:
-        netns = stack.enter_context(Netns())
-        netns.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
+        netns = stack.enter_context(Netns(quiet=True))
         subject = stack.enter_context(start(netns))
         front_end = None
         if subject.socket is not None:

@@ -38,8 +38,7 @@ def measurements(ours: list[Ours]) -> list[Measurement]:
 
 def first_frames(start: Start) -> Values:
     """Start a contender, send a frame, go, come back, send another."""
-    with Netns() as netns:
-        netns.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
+    with Netns(quiet=True) as netns:
         begin = time.monotonic()
         with start(netns) as subject, Link(netns, TAP) as link:
             again = trio.run(_send_first, subject, link)

@@ -56,6 +56,13 @@ def image() -> GuestImage:
 
 
 @pytest.fixture(scope="module")
+def quiet_netns(image: GuestImage) -> Iterator[Netns]:
+    """A namespace whose stack sends no packets of its own, so that every packet can be counted."""
+    with Netns(quiet=True) as netns:
+        yield netns
+
+
+@pytest.fixture(scope="module")
 def bench(image: GuestImage) -> Iterator[Bench]:
     """A back-end for all tests of a module."""
     with Netns() as netns, serving_back_end(netns) as backend:

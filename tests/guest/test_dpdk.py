@@ -8,7 +8,6 @@ import pytest
 
 from tests.rig import acceptance
 from tests.rig.backend import Backend
-from tests.rig.image import GuestImage
 from tests.rig.matrix import MODES
 from tests.rig.netns import Netns
 from tests.rig.process import wait_until
@@ -18,14 +17,6 @@ pytestmark = pytest.mark.guest
 
 TAP = "tap0"
 EXPERIMENTAL = bytes.fromhex("88b5")  # the EtherType that IEEE 802 leaves to local experiments
-
-
-@pytest.fixture(scope="module")
-def quiet_netns(image: GuestImage) -> Iterator[Netns]:
-    """A namespace whose stack sends no packets of its own, so that every packet can be counted."""
-    with Netns() as netns:
-        netns.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
-        yield netns
 
 
 @pytest.fixture(scope="module")

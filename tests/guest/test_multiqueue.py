@@ -35,14 +35,6 @@ ROUND_TRIPS = 200
 
 
 @pytest.fixture(scope="module")
-def quiet_netns(image: GuestImage) -> Iterator[Netns]:
-    """A namespace whose stack sends no packets of its own, so that every packet can be counted."""
-    with Netns() as netns:
-        netns.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
-        yield netns
-
-
-@pytest.fixture(scope="module")
 def backend(quiet_netns: Netns) -> Iterator[Backend]:
     with Backend(quiet_netns, tap=TAP, options=[f"--queues={PAIRS}"]) as backend:
         yield backend

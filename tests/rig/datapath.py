@@ -99,8 +99,7 @@ def datapath(plan: Plan) -> dict[str, Any]:
         RigError: a frame was damaged, came twice, was overtaken, or is missing without being counted as lost.
     """
     with ExitStack() as stack:
-        netns = stack.enter_context(Netns())
-        netns.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")  # no packets of its own
+        netns = stack.enter_context(Netns(quiet=True))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vhu-datapath-")))
         (folder / "seen").write_bytes(bytes(_PAGE))
 

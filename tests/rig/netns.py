@@ -36,12 +36,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Netns:
     """A network namespace with its loopback up."""
 
-    def __init__(self, name: str | None = None) -> None:
-        """Make a new one under a name that is unique to this process."""
+    def __init__(self, name: str | None = None, *, quiet: bool = False) -> None:
+        """Make a new one under a name that is unique to this process.
+
+        `quiet`: its stack sends no packets of its own, so that every packet can be counted.
+        """
         remove_stale()
         self.name: str | None = name or f"vhu-{os.getpid()}-{next(_numbers)}"
         run(["ip", "netns", "add", self.name])
         self.ip("link", "set", "lo", "up")
+        if quiet:  # IPv6 looks for routers and for its own addresses as soon as an interface is up
+            self.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
     @classmethod
     def current(cls) -> Self:
