@@ -23,7 +23,6 @@ from vhostuser.virtio.memory import GuestMemory, Mapping
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
 from vhostuser.virtio.rings import make_ring
-from vhostuser.virtio.split import SplitRing
 
 D = TypeVar("D", DriverRing, PackedDriver)
 PACKED = VirtioFeature.VERSION_1 | VirtioFeature.RING_PACKED
@@ -77,7 +76,26 @@ def shared_mappings() -> int:
     return len(re.findall(r"^\S+ ...s ", Path("/proc/self/maps").read_text(), re.MULTILINE))
 
 
-class Bench:
+class OneRing(Generic[D]):
+    """A driver that a test plays, a pump, and what lies between them."""
+
+    memory: GuestMemory
+    driver: D
+    pump: Pump
+
+    def close(self) -> None:
+        self.pump.close()
+        self.driver.close()
+        self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AnyBench(OneRing[D]):
     """One ring: a driver that a test plays, and a pump that hands out its chains one by one.
 
     Attributes:
@@ -86,6 +104,8 @@ class Bench:
         driver: the driver's side.
         pump: the device's side; `ring` is its ring.
     """
+
+    features: int = VirtioFeature.VERSION_1
 
     def __init__(
         self,
@@ -101,28 +121,27 @@ class Bench:
     ) -> None:
         self.ram = ram
         self.memory = map_guest(ram, absent)
-        self.driver = DriverRing(ram, 0, size, event_idx=event_idx, region=region)
+        self.driver = self.make_driver(ram, size, event_idx, region)
         self.driver.reset(base)
-        self.ring = SplitRing(0, expects)
-        self.pump = ChainPump(self.ring)
+        self.ring = make_ring(self.features, 0, expects)
+        self.pump: ChainPump = ChainPump(self.ring)
         start(self.ring, self.driver, self.memory, indirect)
 
-    def close(self) -> None:
-        self.pump.close()
-        self.driver.close()
-        self.memory.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def make_driver(self, ram: GuestRam, size: int, event_idx: bool, region: int) -> D:
+        raise NotImplementedError
 
     def buffer(self, content: bytes, align: int = 1) -> tuple[int, int]:
         """A buffer that holds `content`."""
         address = self.ram.alloc(len(content), align)
         self.ram.write(address, content)
         return address, len(content)
+
+
+class Bench(AnyBench[DriverRing]):
+    """A split ring."""
+
+    def make_driver(self, ram: GuestRam, size: int, event_idx: bool, region: int) -> DriverRing:
+        return DriverRing(ram, 0, size, event_idx=event_idx, region=region)
 
     def room(self, size: int) -> tuple[int, int]:
         """A buffer of so many bytes for the device to write."""
@@ -156,48 +175,16 @@ def offer(driver: DriverRing, *entries: tuple[int, int, int, int], head: int = 0
     driver.avail_idx += 1
 
 
-class PackedBench:
-    """One packed ring: a driver that a test plays, and a pump that hands out its chains one by one."""
+class PackedBench(AnyBench[PackedDriver]):
+    """A packed ring."""
 
-    def __init__(
-        self,
-        ram: GuestRam,
-        size: int = 16,
-        *,
-        base: int = 0,
-        event_idx: bool = False,
-        indirect: bool = True,
-        absent: int = FAULT,
-        expects: int = EITHER,
-        region: int = 0,
-    ) -> None:
-        self.ram = ram
-        self.memory = map_guest(ram, absent)
-        self.driver = PackedDriver(ram, 0, size, event_idx=event_idx, region=region)
-        self.driver.reset(base)
-        self.ring = make_ring(PACKED, 0, expects)
-        self.pump = ChainPump(self.ring)
-        start(self.ring, self.driver, self.memory, indirect)
+    features = PACKED
 
-    def close(self) -> None:
-        self.pump.close()
-        self.driver.close()
-        self.memory.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def buffer(self, content: bytes) -> tuple[int, int]:
-        """A buffer that holds `content`."""
-        address = self.ram.alloc(len(content), 1)
-        self.ram.write(address, content)
-        return address, len(content)
+    def make_driver(self, ram: GuestRam, size: int, event_idx: bool, region: int) -> PackedDriver:
+        return PackedDriver(ram, 0, size, event_idx=event_idx, region=region)
 
 
-class AnyDiscard(Generic[D]):
+class AnyDiscard(OneRing[D]):
     """One transmit ring that is disabled: a net pump takes its chains by bursts, drops them, and needs no port.
 
     So bursts and what they signal can be watched without packets.
@@ -209,9 +196,9 @@ class AnyDiscard(Generic[D]):
         self, ram: GuestRam, size: int = 16, *, base: int = 0, event_idx: bool = False, poll_us: int = 0
     ) -> None:
         self.memory = map_guest(ram)
-        self.driver: D = self.make_driver(ram, size, event_idx)
+        self.driver = self.make_driver(ram, size, event_idx)
         self.driver.reset(base)
-        self.pump = NetPump(0, self.features, poll_us=poll_us)
+        self.pump: NetPump = NetPump(0, self.features, poll_us=poll_us)
         self.ring = self.pump.tx
         start(self.ring, self.driver, self.memory)
         self.ring.enabled = False
@@ -223,17 +210,6 @@ class AnyDiscard(Generic[D]):
     def add(self, count: int = 1) -> list[int]:
         """Make so many chains available: their heads."""
         return [self.driver.add(readable=[self.buffer]) for _ in range(count)]
-
-    def close(self) -> None:
-        self.pump.close()
-        self.driver.close()
-        self.memory.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Discard(AnyDiscard[DriverRing]):
