@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, Generic, cast
 
 import pytest
 import trio
 
 from tests.hostile.victim import DEADLINE, Victim, frame_of
-from tests.virtio.bench import WRITE, offer, signals
+from tests.virtio.bench import WRITE, D, offer, signals
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetFeature, NetHeader
@@ -37,7 +38,7 @@ def good(ring: int) -> tuple[int, int, DescriptorFlags]:
 
 
 @dataclass
-class RawSession:
+class Session(Generic[D]):
     """A front-end whose two rings run and are empty.
 
     Attributes:
@@ -50,7 +51,25 @@ class RawSession:
     victim: Victim
     front_end: FrontEnd
     memory: GuestRam
-    rings: tuple[DriverRing, DriverRing]
+    rings: tuple[D, D]
+
+    async def until_broken(self, ring: int) -> None:
+        """Wait until the ring's err descriptor is signalled."""
+        with trio.fail_after(DEADLINE):
+            await trio.lowlevel.wait_readable(self.rings[ring].err_fd.fileno())
+        assert signals(self.rings[ring].err_fd.fileno()) == 1
+
+    async def restart(self, ring: int) -> None:
+        """Stop the ring, forget everything in it, and start it again."""
+        driver = self.rings[ring]
+        await self.front_end.stop_ring(cast(Any, driver))
+        driver.reset()
+        signals(driver.err_fd.fileno())
+        await self.front_end.start_ring(cast(Any, driver))
+
+
+class RawSession(Session[DriverRing]):
+    """The same with split rings."""
 
     @property
     def rx(self) -> DriverRing:
@@ -127,20 +146,6 @@ class RawSession:
         for part in parts:
             setattr(driver, part, self.memory.alloc(6 + 16 * driver.size, 16, region))
         driver.reset()
-        await self.front_end.start_ring(driver)
-
-    async def until_broken(self, ring: int) -> None:
-        """Wait until the ring's err descriptor is signalled."""
-        with trio.fail_after(DEADLINE):
-            await trio.lowlevel.wait_readable(self.rings[ring].err_fd.fileno())
-        assert signals(self.rings[ring].err_fd.fileno()) == 1
-
-    async def restart(self, ring: int) -> None:
-        """Stop the ring, forget everything in it, and start it again."""
-        driver = self.rings[ring]
-        await self.front_end.stop_ring(driver)
-        driver.reset()
-        signals(driver.err_fd.fileno())
         await self.front_end.start_ring(driver)
 
 

@@ -9,17 +9,15 @@ import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
 import trio
 
-from tests.hostile.raw import LAYOUT, RX, SIZE, TX, memory
+from tests.hostile.raw import LAYOUT, RX, SIZE, TX, Session, memory
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of
 from tests.virtio.bench import signals
 from tests.virtio.packed import AVAIL, DESC, INDIRECT, NEXT, USED, WRITE, PackedDriver, Slot
-from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.packed import PackedDriverRing
@@ -39,14 +37,8 @@ def good(ring: int) -> tuple[int, int, int]:
     return 0x8000, 2048, WRITE if ring == RX else 0
 
 
-@dataclass
-class PackedSession:
+class PackedSession(Session[PackedDriver]):
     """A front-end whose two packed rings run and are empty."""
-
-    victim: Victim
-    front_end: FrontEnd
-    memory: GuestRam
-    rings: tuple[PackedDriver, PackedDriver]
 
     def attack(self, ring: int, *chain: tuple[int, int, int], name: int = 0) -> None:
         """Make raw descriptors available, and kick."""
@@ -63,20 +55,6 @@ class PackedSession:
                 if driver.used_idx < number:
                     await trio.lowlevel.wait_readable(driver.call_fd.fileno())
                     signals(driver.call_fd.fileno())
-
-    async def until_broken(self, ring: int) -> None:
-        """Wait until the ring's err descriptor is signalled."""
-        with trio.fail_after(DEADLINE):
-            await trio.lowlevel.wait_readable(self.rings[ring].err_fd.fileno())
-        assert signals(self.rings[ring].err_fd.fileno()) == 1
-
-    async def restart(self, ring: int) -> None:
-        """Stop the ring, forget everything in it, and start it again."""
-        driver = self.rings[ring]
-        await self.front_end.stop_ring(cast(Any, driver))
-        driver.reset()
-        signals(driver.err_fd.fileno())
-        await self.front_end.start_ring(cast(Any, driver))
 
     async def goes_on(self, ring: int, number: int) -> None:
         """Prove that a ring runs: the frame of that number goes through it."""
