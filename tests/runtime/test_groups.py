@@ -145,6 +145,18 @@ async def test_a_system_without_threads_is_the_hosts_failure(monkeypatch: pytest
     assert group.pump.wake_fd == -1
 
 
+async def test_what_goes_wrong_in_the_thread_is_not_called_a_lack_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise RuntimeError("wrong")
+
+    monkeypatch.setattr(Group, "_in_loop", wrong)
+    group = Group(NetPump(0, 0))
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="^wrong$"), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(group.run)
+            await group.call(lambda: None)
+
+
 # ---- the end ---------------------------------------------------------------------------------------------------------
 
 

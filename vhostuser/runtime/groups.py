@@ -77,7 +77,7 @@ class Group:
         self._complaints = complaints or Complaints()
         self._calls: deque[_Call[Any]] = deque()
         self._ending = trio.Event()
-        self._closed = False
+        self._closed = self._began = False
         self._thread: int | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._offered = 0
@@ -109,7 +109,10 @@ class Group:
                 nursery.start_soon(self._nudge_at_end)
                 try:
                     await trio.to_thread.run_sync(self._main, limiter=_unlimited)
-                except RuntimeError as error:  # there may be as many as the system lets a process have
+                except RuntimeError as error:
+                    if self._began:
+                        raise
+                    # there are as many as the system lets a process have
                     raise PortError(f"a queue group's thread: {error}") from error
                 nursery.cancel_scope.cancel()
 
@@ -147,6 +150,7 @@ class Group:
     # ---- in the thread ---------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
+        self._began = True
         self._thread = threading.get_ident()
         try:
             while not self._ending.is_set():
