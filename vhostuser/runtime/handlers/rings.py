@@ -1,0 +1,112 @@
+"""The life of a ring."""
+
+from __future__ import annotations
+
+from vhostuser.errors import FdError
+from vhostuser.fds import OwnedFd
+from vhostuser.runtime.connection import Connection, Vring
+from vhostuser.runtime.handlers.registry import handles
+from vhostuser.transport.eventfds import check_notifier
+from vhostuser.wire.messages import Message, Payload, VringAddr, VringFd, VringState
+from vhostuser.wire.requests import FrontendRequest as R
+
+
+@handles(R.SET_VRING_NUM)
+async def _set_vring_num(connection: Connection, message: Message) -> None:
+    vring, num = _state(connection, message)
+    connection.check_addresses(vring.index, num, vring.addr)
+    vring.num = num
+    await _refresh_if_started(connection, vring)
+
+
+@handles(R.SET_VRING_BASE)
+async def _set_vring_base(connection: Connection, message: Message) -> None:
+    vring, base = _state(connection, message)
+    connection.check_base(vring.index, vring.num, base)
+    vring.base = base
+
+
+@handles(R.GET_VRING_BASE)
+async def _get_vring_base(connection: Connection, message: Message) -> Payload:
+    vring, _ = _state(connection, message)
+    await connection.stop(vring.index)
+    return VringState(vring.index, vring.base)
+
+
+@handles(R.SET_VRING_ENABLE)
+async def _set_vring_enable(connection: Connection, message: Message) -> None:
+    vring, enable = _state(connection, message)
+    if vring.live:
+        ring = connection.ring(vring.index)
+        await connection.group(vring.index).call(lambda: setattr(ring, "enabled", bool(enable)))
+
+
+@handles(R.SET_VRING_ADDR)
+async def _set_vring_addr(connection: Connection, message: Message) -> None:
+    assert isinstance(message.payload, VringAddr)
+    vring = connection.vrings[message.payload.index]
+    connection.check_addresses(vring.index, vring.num, message.payload)
+    vring.addr = message.payload
+    await _refresh_if_started(connection, vring)
+
+
+@handles(R.SET_VRING_KICK)
+async def _set_vring_kick(connection: Connection, message: Message) -> None:
+    """Start a ring; one that is started gets the new descriptor and is looked at once more.
+
+    A turn follows every call into the thread, so a kick that came before, on whatever descriptor, is not lost.
+    """
+    vring, fd = _notifier(connection, message)
+    await _replace(connection, vring, "kick", fd)
+    if not vring.live:
+        try:
+            await connection.refresh(vring.index)
+        except BaseException:
+            vring.close("kick")
+            raise
+
+
+@handles(R.SET_VRING_CALL)
+async def _set_vring_call(connection: Connection, message: Message) -> None:
+    vring, fd = _notifier(connection, message)
+    await _replace(connection, vring, "call", fd)
+
+
+@handles(R.SET_VRING_ERR)
+async def _set_vring_err(connection: Connection, message: Message) -> None:
+    vring, fd = _notifier(connection, message)
+    await _replace(connection, vring, "err", fd)
+
+
+async def _replace(connection: Connection, vring: Vring, name: str, fd: OwnedFd | None) -> None:
+    """Give a ring its new kick, call or err; the old one is closed when the ring's thread uses it no longer."""
+    if vring.live:
+        set_fd = getattr(connection.ring(vring.index), f"set_{name}")
+        await connection.group(vring.index).call(lambda: set_fd(-1 if fd is None else fd.fileno()))
+    vring.close(name)
+    setattr(vring, name, fd)
+
+
+def _state(connection: Connection, message: Message) -> tuple[Vring, int]:
+    assert isinstance(message.payload, VringState)
+    return connection.vrings[message.payload.index], message.payload.num
+
+
+def _notifier(connection: Connection, message: Message) -> tuple[Vring, OwnedFd | None]:
+    """The vring of a KICK, CALL or ERR, and its descriptor; None: there is none, on purpose."""
+    assert isinstance(message.payload, VringFd)
+    if message.payload.no_fd:
+        return connection.vrings[message.payload.index], None
+    fd = message.fds.take()
+    try:
+        check_notifier(fd.fileno())
+        connection.check_foreign(fd, message.name)
+    except FdError as error:
+        fd.close()
+        raise FdError(f"{message.name}: {error} (vring {message.payload.index})") from error
+    return connection.vrings[message.payload.index], fd
+
+
+async def _refresh_if_started(connection: Connection, vring: Vring) -> None:
+    if connection.session.vrings[vring.index].started:
+        await connection.refresh(vring.index)
