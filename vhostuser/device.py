@@ -77,6 +77,9 @@ class Device:
     def driver_stopped(self) -> None:
         """The driver is gone: its last ring has stopped."""
 
+    def reset(self) -> None:
+        """Be as new: the driver reset the device, or the front-end did. No ring runs."""
+
     def set_mtu(self, mtu: int) -> None:
         """Take over the front-end's MTU in bytes. Raises PortError when the host side refuses it."""
         raise NotImplementedError(f"device {self.name} has no MTU")

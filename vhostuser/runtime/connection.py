@@ -43,7 +43,14 @@ log = logging.getLogger(__name__)
 Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
+PROTOCOL_FEATURES = (
+    ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+    | ProtocolFeature.GPA_ADDRESSES
+)
 
 
 @dataclass
@@ -227,6 +234,11 @@ class Connection:
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
+    def rings_in(self, addresses: range) -> list[int]:
+        """The live rings of which some part begins there."""
+        placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
+        return [index for index, addr in placed if any(area in addresses for area in _areas(addr))]
+
     def check_base(self, index: int, num: int, base: int) -> None:
         """Judge where a ring of `num` descriptors shall go on; 0: its size is not known yet, nor judged.
 
@@ -280,7 +292,7 @@ class Connection:
                 await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
-        """Use a new memory table everywhere, and unmap the old one, which nobody reads any more then.
+        """Use a new memory table everywhere, and unmap what it lacks of the old one, which nobody reads any more then.
 
         All groups are asked at once: one that is slow to answer keeps none of the others waiting.
         """
@@ -290,7 +302,7 @@ class Connection:
             for number, live in self._groups.items():
                 nursery.start_soon(self._adopt_in_group, number, live.group, memory)
         self._retired.remove(old)
-        old.close()
+        old.close(memory)
 
     async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
         with suppress(GroupEndedError):  # it reads no memory any more

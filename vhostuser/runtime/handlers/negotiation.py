@@ -31,12 +31,6 @@ async def _nothing_else_to_do(connection: Connection, message: Message) -> None:
     """The session takes it over from the outcome."""
 
 
-@handles(R.RESET_OWNER)
-async def _reset(connection: Connection, message: Message) -> None:
-    for vring in connection.vrings:
-        await connection.stop(vring.index)
-
-
 @handles(R.SET_BACKEND_REQ_FD)
 async def _set_backend_req_fd(connection: Connection, message: Message) -> None:
     fd = message.fds.take()
