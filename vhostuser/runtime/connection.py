@@ -21,6 +21,7 @@ import trio
 from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
@@ -103,6 +104,7 @@ class Connection:
         session: the protocol's state.
         memory: the present memory table.
         vrings: what is known of each ring.
+        backend_channel: for requests of ours to the front-end.
         counters: the counters of the groups that have ended, summed by name.
     """
 
@@ -113,10 +115,10 @@ class Connection:
         self.session = BackendSession(offer_of(device))
         self.memory = GuestMemory()
         self.vrings = [Vring(index) for index in range(device.num_rings)]
-        self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
+        self.backend_channel = BackendChannel(self.session, self._complaints)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -175,6 +177,7 @@ class Connection:
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
             self._tell_device(self._running_rings())
+            self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
                 log.debug("< %s", reply)
@@ -363,8 +366,7 @@ class Connection:
     def _release(self) -> None:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
-        if self.backend_req is not None:
-            self.backend_req.close()
+        self.backend_channel.close()
         for memory in (*self._retired, self.memory):
             memory.close()
 
