@@ -23,7 +23,9 @@ from vhostuser.errors import FdError, GuestError, PayloadError, PortError, Unsup
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
+from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
@@ -40,8 +42,9 @@ from vhostuser.wire.requests import Direction
 
 log = logging.getLogger(__name__)
 
-#: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
-Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
+#: Carries out one admitted request: the body of its own reply (with descriptors, as Done), or None. Raises a
+#: VhostUserError to refuse.
+Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
 PROTOCOL_FEATURES = (
@@ -94,6 +97,14 @@ def offer_of(device: Device) -> Offer:
         protocol |= ProtocolFeature.MQ
     if device.announces:
         protocol |= ProtocolFeature.RARP
+    if device.has_config:
+        protocol |= ProtocolFeature.CONFIG
+    if device.max_state:
+        protocol |= ProtocolFeature.DEVICE_STATE
+    if device.shares_objects:
+        protocol |= ProtocolFeature.SHARED_OBJECT
+    if device.shmem_regions:
+        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
     return Offer(device.features | VhostFeature.PROTOCOL_FEATURES, protocol, device.num_rings)
 
 
@@ -105,6 +116,8 @@ class Connection:
         memory: the present memory table.
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
+        calls: those that the device makes.
+        state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
 
@@ -119,6 +132,8 @@ class Connection:
         self._channel = channel
         self._complaints = Complaints()
         self.backend_channel = BackendChannel(self.session, self._complaints)
+        self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
+        self.state_transfer: StateTransfer | None = None
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -135,11 +150,13 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self.device.front_end = self.calls
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
                     nursery.cancel_scope.cancel()
+                    self.device.front_end = None
                     self._tell_device(set())
         finally:
             self._release()
@@ -161,6 +178,11 @@ class Connection:
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
         with suppress(GroupEndedError):
             await group.call(function)
+
+    def start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a task until it is done or the connection ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function)
 
     def check_foreign(self, fd: OwnedFd, name: str) -> None:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
@@ -194,7 +216,8 @@ class Connection:
             handler = self._handlers.get(message.request)
             if handler is None:
                 raise UnsupportedRequestError(f"{message.name} is not supported")
-            return message, Done(await handler(self, message))
+            done = await handler(self, message)
+            return message, done if isinstance(done, Done) else Done(done)
         except VhostUserError as error:
             return message, Failed(error)
 

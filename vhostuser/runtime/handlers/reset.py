@@ -19,7 +19,7 @@ async def _set_status(connection: Connection, message: Message) -> None:
     assert isinstance(message.payload, U64)
     if message.payload.value == 0:
         await _stop_all(connection)
-        connection.device.reset()
+        _reset(connection)
 
 
 @handles(R.RESET_DEVICE)
@@ -28,12 +28,17 @@ async def _reset_device(connection: Connection, message: Message) -> None:
     for vring in connection.vrings:
         vring.num = vring.base = 0
         vring.addr = None
-    connection.device.reset()
+    _reset(connection)
 
 
 @handles(R.RESET_OWNER)
 async def _reset_owner(connection: Connection, message: Message) -> None:
     await _stop_all(connection)
+
+
+def _reset(connection: Connection) -> None:
+    connection.device.reset()
+    connection.calls.forget()
 
 
 async def _stop_all(connection: Connection) -> None:
