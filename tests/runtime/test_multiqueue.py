@@ -16,6 +16,7 @@ import trio
 from tests.hostile.attack import accepted, ask, refused, signalled
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
 from tests.ports import PairPort
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.errors import PortError
@@ -45,7 +46,7 @@ class SeveralPorts:
         self.pairs = [PairPort() for _ in range(queues)]
         self.queues = queues
         self.unsupported = NetFeature(0)
-        self.batching = False
+        self.batching = Batching.NONE
 
     @property
     def header_size(self) -> int:

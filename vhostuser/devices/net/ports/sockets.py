@@ -16,6 +16,7 @@ import socket
 import struct
 from contextlib import suppress
 
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports import discard
 from vhostuser.errors import PortError
@@ -34,7 +35,7 @@ class SocketPort:
     """
 
     unsupported = NetFeature(0)
-    batching = False
+    batching = Batching.DATAGRAMS
 
     def __init__(self, name: str, sockets: list[socket.socket]) -> None:
         """Take over the sockets, and give them room."""
@@ -83,8 +84,6 @@ class Loop(SocketPort):
 
 class Null(SocketPort):
     """What the guest sends is gone, and nothing ever comes."""
-
-    batching = True
 
     def __init__(self, queues: int = 1) -> None:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(queues)]
