@@ -41,7 +41,7 @@ def datagram(macs: bytes, source: str, destination: str, port: int, payload: byt
 
 def fold(data: bytes) -> int:
     """The sum of 16-bit words in one's complement (RFC 1071)."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

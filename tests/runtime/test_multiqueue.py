@@ -277,6 +277,24 @@ async def test_a_broken_ring_is_its_pairs_loss_alone(served: Server4) -> None:
         await exchange(served.pairs[1], broken)
 
 
+@pytest.mark.proves("VIO-MQ-1")
+async def test_the_host_stops_sending_to_a_pair_whose_receive_ring_broke(served: Server4) -> None:
+    async with driving(served, 0, 1, 2) as (_, broken, _):
+        rx, tx = split_rings(broken)
+        rx.avail_idx += 1000
+        await served.port.pairs[1].send(frame_of(0))  # the ring is looked at for that
+        while served.port.attached != [0, 2]:  # noqa: ASYNC110 - nobody asks anything meanwhile
+            await trio.lowlevel.checkpoint()
+        rx.avail_idx -= 1000
+        await served.front_end.stop_ring(rx)
+        await served.front_end.start_ring(rx)
+        assert await served.attached() == [0, 1, 2]
+        tx.avail_idx += 1000
+        os.eventfd_write(tx.kick_fd.fileno(), 1)
+        await signalled(tx.err_fd.fileno())
+        assert await served.attached() == [0, 1, 2]
+
+
 @pytest.mark.proves("VU-MQ-3")
 async def test_all_pairs_adopt_new_memory_at_once(served: Server4, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thread waits in there for the others, which would be for ever if they were asked one by one."""
