@@ -30,13 +30,13 @@ def making(ram: object) -> Iterator[Callable[..., Net]]:
         yield make
 
 
-@pytest.fixture(params=list(Batching), ids=["calls", "uring", "datagrams"])
+@pytest.fixture(params=[Batching.NONE, Batching.URING], ids=["calls", "batches"])
 def make_split_net(
     ram: object, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Net]]:
     """Makes net pumps between rings and sockets, which are closed at the end; the arguments are :class:`Net`'s.
 
-    Once with a system call a packet, once with batches of each kind; for tests that write a split ring's fields.
+    Once with a system call a packet, once with batches; for tests that write a split ring's fields.
     """
     monkeypatch.setattr(Net, "batching", request.param)
     with making(ram) as make:

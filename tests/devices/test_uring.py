@@ -15,6 +15,7 @@ from tests.ports import PairPort
 from vhostuser.cli import main
 from vhostuser.devices.net import uring
 from vhostuser.devices.net.batch import Batching
+from vhostuser.devices.net.datagrams import Datagrams
 from vhostuser.devices.net.device import IoUring, NetDevice
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.errors import PortError
@@ -26,7 +27,9 @@ def batching(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Net, "batching", Batching.URING)
 
 
-def test_a_burst_is_one_call_each_way(ram: GuestRam, batching: None) -> None:
+@pytest.mark.parametrize("kind", [Batching.URING, Batching.DATAGRAMS])
+def test_a_burst_is_one_call_each_way(ram: GuestRam, monkeypatch: pytest.MonkeyPatch, kind: Batching) -> None:
+    monkeypatch.setattr(Net, "batching", kind)
     net = Net(ram)
     frames = [bytes([n]) * 60 for n in range(8)]
     for frame in frames:
@@ -112,6 +115,14 @@ async def test_on_tells_what_the_kernel_refuses(port: BatchingPort, monkeypatch:
     monkeypatch.setattr(uring, "_SETUP", -1)
     with pytest.raises(PortError, match=r"^io_uring=on: Function not implemented$"):
         NetDevice(port, io_uring=IoUring.ON)
+
+
+async def test_a_socket_needs_no_io_uring(port: BatchingPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uring, "_SETUP", -1)
+    port.batching = Batching.DATAGRAMS
+    pump = NetDevice(port, io_uring=IoUring.ON).pump(0, MODERN)
+    assert isinstance(pump.batch, Datagrams)
+    pump.close()
 
 
 async def test_on_tells_of_a_port_that_can_be_full(port: BatchingPort) -> None:

@@ -283,7 +283,7 @@ async def test_the_host_stops_sending_to_a_pair_whose_receive_ring_broke(served:
         rx, tx = split_rings(broken)
         rx.avail_idx += 1000
         await served.port.pairs[1].send(frame_of(0))  # the ring is looked at for that
-        while served.port.attached != [0, 2]:  # noqa: ASYNC110 - nobody asks anything meanwhile
+        while served.port.attached != [0, 2]:
             await trio.lowlevel.checkpoint()
         rx.avail_idx -= 1000
         await served.front_end.stop_ring(rx)

@@ -100,7 +100,7 @@ class NetDevice(Device):
         self.port.set_carrier(False)
 
     def set_mtu(self, mtu: int) -> None:
-        """Set the port's MTU."""
+        """Set the port's MTU, or see that it fits a port that is not ours to change."""
         self.port.set_mtu(mtu)
         self._mtu = mtu
 

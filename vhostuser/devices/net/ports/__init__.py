@@ -46,7 +46,7 @@ class Port(Protocol):
         """Show the host whether a driver is there."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Set the MTU in bytes."""
+        """Set the MTU in bytes, or see that it fits where the interface is not ours. Raises PortError."""
 
     def close(self) -> None:
         """Close the port."""
