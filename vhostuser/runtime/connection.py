@@ -86,6 +86,7 @@ class LiveGroup:
     """A queue group with at least one live ring."""
 
     group: Group
+    fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -161,7 +162,7 @@ class Connection:
                 finally:
                     nursery.cancel_scope.cancel()
                     self.device.front_end = None
-                    self._tell_device(set())
+                    self._tell_device()
         finally:
             self._release()
 
@@ -206,7 +207,7 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
-            self._tell_device(self._running_rings())
+            self._tell_device()
             self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
@@ -230,12 +231,16 @@ class Connection:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, and enabled."""
+        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            return set()
         states = zip(self.vrings, self.session.vrings, strict=True)
-        return {vring.index for vring, status in states if vring.live and status.enabled}
+        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
+        return {index for index in enabled if not self.ring(index).fault}
 
-    def _tell_device(self, running: set[int]) -> None:
+    def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
+        running = self._running_rings()
         for index in sorted(self._running ^ running):
             self.device.ring_running(index, index in running)
         self._running = running
@@ -365,10 +370,10 @@ class Connection:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
+            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, lambda: live.fault.set())
             queue = Queue(pump, group.call)
         else:
-            group = Group(pump, complaints=self._complaints)
+            group = Group(pump, complaints=self._complaints, on_fault=lambda: live.fault.set())
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live
@@ -379,6 +384,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     if queue is not None:
                         nursery.start_soon(self._serve, queue)
+                    nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
             _add(self.counters, live.group.pump.counters())
@@ -386,6 +392,13 @@ class Connection:
             if not self._groups:
                 self.device.driver_stopped()
             live.ended.set()
+
+    async def _watch_faults(self, live: LiveGroup) -> None:
+        """Tell the device of rings that broke, here, where a port that fails over it ends the connection."""
+        while True:
+            await live.fault.wait()
+            live.fault = trio.Event()
+            self._tell_device()
 
     async def _serve(self, queue: Queue) -> None:
         """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
