@@ -1,13 +1,10 @@
-"""Every sentence of the vhost-user specification that states a rule, numbered, and what answers it.
+"""The rules of the vhost-user specification, sentence by sentence.
 
-Runs as ``scripts/spec-sentences [RST]``. The specification is QEMU's ``docs/interop/vhost-user.rst``, whose sentences are
-not ours to copy: ``protocol-spec/sentences.toml`` keeps a number, a place and a hash of each, beside the statements of
-``statements.toml`` that say the same in our own words, or the reason why there is none. Without a file at hand the named
-edition is fetched once. Exits with 1 if the list is not about that edition, or leaves a sentence without an answer.
+Knows reStructuredText as far as that document uses it, and which words make a rule. Must not know what answers a rule:
+that is in ``answers``. The sentences are not ours to copy, so each has a place and a hash; its text is only shown.
 
-    scripts/spec-sentences                 compare, and count
-    scripts/spec-sentences --text          show each sentence with its answer
-    scripts/spec-sentences --update        take over a new edition: known sentences keep their answers
+A list item is a rule too if the sentence that introduces its list is one ("the device must:"), and so is every step of
+a procedure that has to be followed.
 """
 
 from __future__ import annotations
@@ -15,21 +12,28 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from itertools import pairwise
 
 #: What makes a sentence a rule. A plain "may" allows something and binds nobody.
 _RULE = re.compile(
-    r"\b(must|shall|should|may not|might not|cannot|can not|can't|has to|have to|needs? to|required?|requires|mandatory"
-    r"|recommended|expected|supposed to|only legal|only valid|is legal|invalid|illegal|reserved|error to|not advised"
-    r"|care must|negotiate this|will reply|will close|relies on|stops? the|never|always)\b",
+    r"\b(must|shall|should|shouldn't|(?-i:MAY)|may not|might not|cannot|can not|can't|can only|has to|have to|needs? to"
+    r"|required?|requires|requirements|mandatory|recommended|expected|supposed to|preferred|only supported|only legal"
+    r"|only valid|only upon|is legal|invalid|illegal|reserved|error to|a bug|not advised|not allowed|not used|not set"
+    r"|incompatible|care must|gated by|will (?:reply|respond|close|remain|have)|replies with|respond with|relies on"
+    r"|stops? the|are started|started state|is initialized|is ignored|identified by|map to|ring addresses are|exit"
+    r"|translated to|matches|exactly one|at most \d|native byte order|big endian|atomic|starts at|covers from"
+    r"|are supplied|disable all rings|0 is success|0 on success|no fd|never|always)\b",
     re.IGNORECASE,
 )
-_HEADING = re.compile(r"^([=\-^~])\1{2,}$")
+_UNDERLINE = re.compile(r"^([=\-^~])\1{2,}$")
 _MESSAGE = re.compile(r"^``(VHOST_USER_\w+)``(?: \(previous name.*)?$")
 _ITEM = re.compile(r"^(?:[*-]|#\.|\d+\.|[a-z]\.)\s+")
-_FIELD = re.compile(r"^:([^:]+):\s*(.*)$")
-_FACTS = ("id", "equivalent ioctl", "request payload", "reply payload")  # the request table has them
-_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`*(])")
+_FIELD = re.compile(r"^:([^:]+):\s+(.*)$")
+_NOTE = re.compile(r"^\.\. (?:note|admonition)::", re.IGNORECASE)
+_FACTS = ("id", "equivalent ioctl", "request payload", "reply payload")  # the table of requests has them
+_END = re.compile(r"(?:(?<=[.!?])|(?<=\.\)))\s+(?=[A-Z`*(])")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|ie|vs|etc)\.$")
 
 
@@ -53,21 +57,35 @@ class Sentence:
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
 
+class _Kind(Enum):
+    """What a line is."""
+
+    TITLE = auto()
+    GAP = auto()  # nothing, a table, a fact
+    DIRECTIVE = auto()
+    TEXT = auto()
+
+
 @dataclass
 class _Paragraph:
+    """Running text, a list item, or the meaning of a field."""
+
     section: str
     line: int
-    words: list[str]
+    item: bool
+    words: list[str] = field(default_factory=list)
 
 
 def sentences(text: str) -> list[Sentence]:
     """The rules of a specification in reStructuredText, in order."""
-    return [
-        Sentence(paragraph.section, paragraph.line, sentence)
-        for paragraph in _paragraphs(text.splitlines())
-        for sentence in _split(" ".join(paragraph.words))
-        if _RULE.search(sentence)
-    ]
+    found, in_list = [], False
+    for paragraph in _paragraphs(text.splitlines()):
+        pieces = list(_split(" ".join(paragraph.words)))
+        rules = [piece for piece in pieces if (in_list and paragraph.item) or _RULE.search(piece)]
+        found += [Sentence(paragraph.section, paragraph.line, piece) for piece in rules]
+        introduces = pieces[-1].endswith(":")
+        in_list = (introduces and (in_list or pieces[-1] in rules)) or (in_list and paragraph.item)
+    return found
 
 
 def _split(text: str) -> Iterator[str]:
@@ -83,36 +101,55 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _paragraphs(lines: list[str]) -> Iterator[_Paragraph]:
-    """Running text: paragraphs, list items and the meanings of fields; no code, tables or directives."""
-    section, open_paragraph, block = "", _Paragraph("", 0, []), -1
-    for number, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True), 1):
-        words, indent = line.strip(), len(line) - len(line.lstrip())
-        if block >= 0 and (not words or indent > block):
+    """All running text; no code, no tables, no directives but notes."""
+    section, paragraph = "", None
+    for number, line, kind in _outside_blocks(lines):
+        begins = paragraph is None or bool(_ITEM.match(line.strip()) or _FIELD.match(line.strip()))
+        if paragraph and (begins or kind is not _Kind.TEXT):
+            yield paragraph
+            paragraph = None
+        if kind is _Kind.TITLE:
+            message = _MESSAGE.match(line)
+            section = message[1] if message else line.strip()
+        elif kind is _Kind.TEXT:
+            paragraph = paragraph or _Paragraph(section, number, bool(_ITEM.match(line.strip())))
+            paragraph.words.append(_words(line))
+    if paragraph:
+        yield paragraph
+
+
+def _outside_blocks(lines: list[str]) -> Iterator[tuple[int, str, _Kind]]:
+    """Each line with its number and kind, without what is indented below ``::`` or a directive."""
+    block: int | None = None
+    for number, (line, following) in enumerate(pairwise([*lines, ""]), 1):
+        indent = len(line) - len(line.lstrip())
+        if block is not None and (not line.strip() or indent > block):
             continue
-        block = -1
-        heading = bool(words) and indent == 0 and _HEADING.match(following)
-        message = _MESSAGE.match(line)
-        starts = not words or heading or message or _HEADING.match(words) or words[0] in "+|" or words.startswith("..")
-        if open_paragraph.words and (starts or _ITEM.match(words) or _FIELD.match(words)):
-            yield open_paragraph
-            open_paragraph = _Paragraph("", 0, [])
-        if heading or message:
-            section = message[1] if message else words
-        elif words.startswith("..") and not re.match(r"\.\. (note|admonition)::", words, re.IGNORECASE):
+        block = None
+        if _NOTE.match(line.strip()):
+            yield number, _NOTE.sub("", line.strip()), _Kind.GAP
+            line = _NOTE.sub("", line.strip())  # a note is text, its title too
+        kind = _kind(line, following)
+        yield number, line, kind
+        if kind is _Kind.DIRECTIVE or line.rstrip().endswith("::"):
             block = indent
-        elif re.match(r"\.\. note::", words, re.IGNORECASE):
-            words = words[9:].strip()
-            if words:
-                open_paragraph = _Paragraph(section, number, [words])
-        elif not starts:
-            field = _FIELD.match(words)
-            if field and field[1] in _FACTS:
-                continue
-            words = _ITEM.sub("", field[2] if field else words)
-            if not open_paragraph.words:
-                open_paragraph = _Paragraph(section, number, [])
-            open_paragraph.words.append(words.removesuffix("::"))
-            if line.rstrip().endswith("::"):
-                block = indent
-    if open_paragraph.words:
-        yield open_paragraph
+            yield number, "", _Kind.GAP
+
+
+def _kind(line: str, following: str) -> _Kind:
+    words = line.strip()
+    if _MESSAGE.match(line) or (words and line[0] != " " and _UNDERLINE.match(following)):
+        return _Kind.TITLE
+    if words.startswith(".."):
+        return _Kind.DIRECTIVE
+    fact = _FIELD.match(words)
+    if not words or words[0] in "+|" or _UNDERLINE.match(words) or (fact and fact[1] in _FACTS):
+        return _Kind.GAP
+    return _Kind.TEXT
+
+
+def _words(line: str) -> str:
+    """The text of a line, without a list's bullet, a field's name, and the colon that announces code."""
+    words = line.strip()
+    named = _FIELD.match(words)
+    return re.sub("::$", ":", _ITEM.sub("", named[2] if named else words))

@@ -6,7 +6,7 @@ import itertools
 import os
 import resource
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 import trio
@@ -62,7 +62,7 @@ LEGAL_ORDERS = [
 ]
 
 
-@pytest.mark.proves("VU-RING-8")
+@pytest.mark.proves("VU-RING-8", "VU-RING-27")
 @pytest.mark.parametrize("order", LEGAL_ORDERS, ids="-".join)
 async def test_a_ring_runs_once_all_is_known_whatever_comes_last(
     victim: Victim, attacker: FrontEnd, order: Sequence[str]
@@ -89,6 +89,7 @@ async def test_a_ring_that_was_kicked_too_early_starts_over(victim: Victim, atta
         await exchange(victim, rings.driver)
 
 
+@pytest.mark.proves("VU-RING-28")
 async def test_a_kick_that_came_before_the_start_is_not_lost(victim: Victim, attacker: FrontEnd) -> None:
     async with unstarted(victim, attacker) as rings:
         await rings.driver.send(frame_of(1))
@@ -98,6 +99,7 @@ async def test_a_kick_that_came_before_the_start_is_not_lost(victim: Victim, att
         assert await victim.port.receive() == frame_of(1)
 
 
+@pytest.mark.proves("VU-RING-28")
 async def test_chains_without_any_kick_are_found_at_the_start(victim: Victim, attacker: FrontEnd) -> None:
     async with unstarted(victim, attacker) as rings:
         await rings.driver.send(frame_of(1))
@@ -164,7 +166,42 @@ async def test_the_position_of_a_stopped_ring_counts_what_was_used(victim: Victi
     assert await running.front_end.stop_ring(running.driver.tx) == 7
 
 
-@pytest.mark.proves("VU-RING-10")
+@pytest.mark.proves("VU-RING-26")
+@pytest.mark.parametrize("value", [1, 2, 1 << 32, (1 << 64) - 3])
+async def test_whatever_number_is_added_a_kick_is_a_kick(victim: Victim, running: Running, value: int) -> None:
+    def kick(*, force: bool = False) -> bool:
+        os.eventfd_write(running.driver.tx.kick_fd.fileno(), value)
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.driver.tx, "kick", kick)
+        with trio.fail_after(DEADLINE):
+            await exchange(victim, running.driver, 2)
+
+
+@pytest.mark.proves("VU-RING-29")
+async def test_while_all_rings_are_stopped_nothing_is_written_or_called(victim: Victim, running: Running) -> None:
+    driver, front_end, memory = running.driver, running.front_end, running.memory
+    await exchange(victim, driver, 3)
+    for ring in (driver.rx, driver.tx):
+        await front_end.stop_ring(ring)
+    await driver.send(frame_of(1))
+    await victim.port.send(frame_of(2))
+    for ring in (driver.rx, driver.tx):
+        ring.kick(force=True)
+        with suppress(BlockingIOError):
+            os.eventfd_read(ring.call_fd.fileno())
+    before = [bytes(region.bytes) for region in memory.regions]
+    for _ in range(10):
+        await front_end.set_mem_table(memory)  # the rings' threads have a part in this one
+        await accepted(front_end, ask(R.SET_OWNER))
+    assert [bytes(region.bytes) for region in memory.regions] == before
+    for ring in (driver.rx, driver.tx):
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(ring.call_fd.fileno())
+
+
+@pytest.mark.proves("VU-RING-10", "VU-RING-27")
 async def test_a_stopped_ring_is_left_alone_and_a_restart_goes_on(victim: Victim, running: Running) -> None:
     driver, front_end = running.driver, running.front_end
     rx, tx = split_rings(driver)
@@ -180,6 +217,7 @@ async def test_a_stopped_ring_is_left_alone_and_a_restart_goes_on(victim: Victim
         assert await victim.port.receive() == frame_of(1)
 
 
+@pytest.mark.proves("VU-RING-30")
 async def test_a_restart_may_go_on_somewhere_else(victim: Victim, running: Running) -> None:
     """As after a reset of the device in the guest: empty rings, and a position that the front-end chooses."""
     driver, front_end = running.driver, running.front_end
