@@ -5,7 +5,9 @@ from __future__ import annotations
 from vhostuser.errors import FdError
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
+from vhostuser.runtime.handlers.rings import enable
 from vhostuser.transport.eventfds import FdKind, kind_of
+from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import U64, Message, Payload
 from vhostuser.wire.requests import FrontendRequest as R
 
@@ -26,7 +28,16 @@ async def _get_queue_num(connection: Connection, message: Message) -> Payload:
     return U64(len(connection.device.groups))
 
 
-@handles(R.SET_FEATURES, R.SET_PROTOCOL_FEATURES, R.SET_OWNER)
+@handles(R.SET_FEATURES)
+async def _set_features(connection: Connection, message: Message) -> None:
+    """The session keeps them. Without PROTOCOL_FEATURES it enables every ring; those that run are told."""
+    assert isinstance(message.payload, U64)
+    if not message.payload.value & VhostFeature.PROTOCOL_FEATURES:
+        for vring in connection.vrings:
+            await enable(connection, vring)
+
+
+@handles(R.SET_PROTOCOL_FEATURES, R.SET_OWNER)
 async def _nothing_else_to_do(connection: Connection, message: Message) -> None:
     """The session takes it over from the outcome."""
 
