@@ -20,5 +20,6 @@ def test_front_ends_come_and_go(image: GuestImage) -> None:
     assert acceptance.restart_front_end(cycles=CYCLES)["cycles"] == CYCLES
 
 
+@pytest.mark.timeout(300)  # a guest boots in each cycle
 def test_listening_front_end_killed_and_restarted(image: GuestImage) -> None:
     assert acceptance.restart_listening_front_end(image, cycles=CYCLES)["cycles"] == CYCLES
