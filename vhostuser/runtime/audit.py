@@ -72,8 +72,12 @@ class Audit:
     async def change(self, following: DirtyLog | None, then: Callable[[int, Pump], None]) -> None:
         """Run `then` in the thread of each group, after which its rings log to `following`. Look first."""
         async with self.resting:
-            if self._watch is not None and (pumps := self._pumps()):
-                then = _at_rest(len(pumps), partial(self._look, following), then)
+            if self._watch is not None:
+                look = partial(self._look, following)
+                if pumps := self._pumps():
+                    then = _at_rest(len(pumps), look, then)
+                else:
+                    look()
             await self._in_turns(then)
 
     def follow(self, *tables: GuestMemory) -> None:
