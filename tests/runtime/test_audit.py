@@ -40,6 +40,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.proves("VU-LOG-16")
 @pytest.mark.parametrize("kind", ["split", "packed", "rng"])
 async def test_nothing_is_missed(kind: str) -> None:
     pages, lines = await audited.scenario(kind)
@@ -47,6 +48,7 @@ async def test_nothing_is_missed(kind: str) -> None:
     assert len(set(pages.values())) == len(pages)
 
 
+@pytest.mark.proves("VU-LOG-16")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_page_that_is_not_logged_is_named(fault: str, tmp_path: Path) -> None:
     kind, module, line, instead = FAULTS[fault]

@@ -1,4 +1,4 @@
-"""The dirty log's requests, and a migration that the front-end plays: a copy kept up by the log is what the guest has."""
+"""The dirty log's requests, and a migration that the front-end plays: a copy kept up by the log is the guest's."""
 
 from __future__ import annotations
 
@@ -173,6 +173,25 @@ async def test_a_rings_own_areas_are_logged_while_f_log_is_set(
     logged = destination.log.take()
     assert logged
     assert not own & logged
+
+
+@pytest.mark.proves("VU-LOG-15")
+async def test_a_packed_rings_areas_are_logged_where_they_are(victim: Victim, log: DirtyBitmap) -> None:
+    with RecordingRam() as memory:
+        async with await victim.connect() as front_end:
+            with closing(await NetDriver.start(front_end, memory, packed=True)) as driver:
+                await front_end.set_log(log)
+                await front_end.log_all(True)
+                ring = driver.rx
+                await front_end.request(R.SET_VRING_ADDR, front_end.vring_addr(ring, 1 << 31))
+                log.take()
+                await exchange(victim, driver)
+                logged = log.take()
+                with trio.fail_after(DEADLINE):
+                    while not {ring.desc_addr & -PAGE, ring.used_addr & -PAGE} <= logged:
+                        await exchange(victim, driver, 1)
+                        logged |= log.take()
+                assert 1 << 31 not in logged
 
 
 @pytest.mark.proves("VU-LOG-14")
