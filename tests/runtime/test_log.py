@@ -182,7 +182,7 @@ async def test_a_packed_rings_areas_are_logged_where_they_are(victim: Victim, lo
             with closing(await NetDriver.start(front_end, memory, packed=True)) as driver:
                 await front_end.set_log(log)
                 await front_end.log_all(True)
-                ring = driver.rx
+                ring = driver.tx
                 await front_end.request(R.SET_VRING_ADDR, front_end.vring_addr(ring, 1 << 31))
                 log.take()
                 await exchange(victim, driver)
