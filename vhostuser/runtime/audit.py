@@ -83,7 +83,10 @@ class Audit:
     def follow(self, *tables: GuestMemory) -> None:
         """Watch these memory tables from now on."""
         if self._watch is not None:
-            self._watch.follow({id(m): m for memory in tables for m in memory.mappings}.values())
+            try:
+                self._watch.follow({id(m): m for memory in tables for m in memory.mappings}.values())
+            except OSError as error:
+                log.error("dirty log: not audited: %s", error.strerror)
 
     def excuse(self, ring: Ring) -> None:
         """Do not mind what a ring writes to its own areas, if the front-end does not want that logged."""

@@ -66,13 +66,22 @@ class WriteWatch:
         os.close(self._uffd)
 
     def follow(self, mappings: Iterable[Mapping]) -> None:
-        """Watch these mappings from now on, and no others."""
-        before, self._mappings = self._mappings, list(mappings)
-        for mapping in self._mappings:
-            if not any(mapping is known for known in before):
-                start, length = mapping.extent
-                self._control(_UFFDIO_REGISTER, "4Q", start, length, _REGISTER_MODE_WP, 0)
-                self._control(_UFFDIO_WRITEPROTECT, "3Q", start, length, _WRITEPROTECT_MODE_WP)
+        """Watch these mappings from now on, and no others.
+
+        Raises:
+            OSError: the kernel cannot do that for a file, or somebody has a userfaultfd on it. The others are watched.
+        """
+        known, self._mappings = self._mappings, []
+        failure: OSError | None = None
+        for mapping in mappings:
+            try:
+                if not any(mapping is old for old in known):
+                    self._protect(*mapping.extent)
+                self._mappings.append(mapping)
+            except OSError as error:
+                failure = OSError(error.errno, f"{mapping}: {error.strerror}")
+        if failure is not None:
+            raise failure
 
     def written(self) -> Iterator[tuple[Mapping, int, int]]:
         """What was written since the last look: mapping, and first and last guest-physical address of each range."""
@@ -81,6 +90,10 @@ class WriteWatch:
                 first = max(start - mapping.host_address, 0)
                 last = min(end - mapping.host_address, mapping.memory_size) - 1
                 yield mapping, mapping.guest_phys_addr + first, mapping.guest_phys_addr + last
+
+    def _protect(self, start: int, length: int) -> None:
+        self._control(_UFFDIO_REGISTER, "4Q", start, length, _REGISTER_MODE_WP, 0)
+        self._control(_UFFDIO_WRITEPROTECT, "3Q", start, length, _WRITEPROTECT_MODE_WP)
 
     def _scan(self, start: int, length: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
