@@ -21,6 +21,7 @@ import trio
 from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.audit import Audit
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
@@ -30,6 +31,7 @@ from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump, Pump
@@ -118,6 +120,7 @@ class Connection:
         session: the protocol's state.
         memory: the present memory table.
         logging: the dirty log.
+        audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
         calls: those that the device makes.
@@ -126,11 +129,17 @@ class Connection:
     """
 
     def __init__(
-        self, device: Device, channel: Channel, handlers: Mapping[int, Handler], counters: dict[str, int] | None = None
+        self,
+        device: Device,
+        channel: Channel,
+        handlers: Mapping[int, Handler],
+        counters: dict[str, int] | None = None,
+        watch: WriteWatch | None = None,
     ) -> None:
         self.device = device
         self.session = BackendSession(offer_of(device))
         self.memory = GuestMemory()
+        self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
         self.counters = {} if counters is None else counters
@@ -156,6 +165,7 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self.device.front_end = self.calls
+                nursery.start_soon(self.audit.run)
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
@@ -171,6 +181,7 @@ class Connection:
         total = dict(self.counters)
         for live in self._groups.values():
             _add(total, live.group.pump.counters())
+        _add(total, self.audit.counters())
         return total
 
     async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
@@ -181,7 +192,7 @@ class Connection:
 
     async def log_anew(self) -> None:
         """Have the rings of all groups log as the front-end has told by now."""
-        await self.in_turns(self._log_anew)
+        await self.audit.change(self.logging.active, self._log_anew)
 
     @staticmethod
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
@@ -309,7 +320,8 @@ class Connection:
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
-            await live.group.call(lambda: self._start(ring, vring))
+            async with self.audit.resting:
+                await live.group.call(lambda: self._start(ring, vring))
         except BaseException:
             vring.live = False
             raise
@@ -327,8 +339,9 @@ class Connection:
         """End the groups without live rings; tell the device when none is left."""
         for number, live in list(self._groups.items()):
             if not any(self.vrings[index].live for index in self.device.groups[number]):
-                live.scope.cancel()
-                await live.ended.wait()
+                async with self.audit.resting:
+                    live.scope.cancel()
+                    await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
         """Use a new memory table everywhere, and unmap what it lacks of the old one, which nobody reads any more then.
@@ -337,10 +350,13 @@ class Connection:
         """
         old, self.memory = self.memory, memory
         self._retired.append(old)
+        await self.audit.look()
+        self.audit.follow(old, memory)
         async with trio.open_nursery() as nursery:
             for number, live in self._groups.items():
                 nursery.start_soon(self._adopt_in_group, number, live.group, memory)
         self._retired.remove(old)
+        self.audit.follow(memory)
         old.close(memory)
 
     async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
@@ -411,6 +427,8 @@ class Connection:
     def _release(self) -> None:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
+        self.audit.close()
+        _add(self.counters, self.audit.counters())
         self.logging.close()
         self.backend_channel.close()
         for memory in (*self._retired, self.memory):
@@ -436,12 +454,16 @@ class Connection:
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
         ring.adopt(self.memory)
-        self.logging.tell(ring, vring.addr, features)
+        self._tell_log(ring, vring.addr)
 
     def _log_anew(self, number: int, pump: Pump) -> None:
         for ring in pump.rings:
             if ring.started and (addr := self.vrings[ring.index].addr) is not None:
-                self.logging.tell(ring, addr, self.session.features)
+                self._tell_log(ring, addr)
+
+    def _tell_log(self, ring: Ring, addr: VringAddr) -> None:
+        self.logging.tell(ring, addr, self.session.features)
+        self.audit.excuse(ring)
 
     @staticmethod
     def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
