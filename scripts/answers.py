@@ -186,10 +186,8 @@ def main() -> int:
     print("".join(f"{problem}\n" for problem in problems), end="")
     stated = sum(bool(answer.statements) for answer in answers)
     untestable = sum(answer.untestable for answer in answers)
-    print(
-        f"{len(rules)} rules in {edition.version}: {stated} have statements, {len(answers) - stated} a reason for none, "
-        f"{untestable} of those are untestable"
-    )
+    rest = f"{len(answers) - stated} a reason for none, {untestable} of those are untestable"
+    print(f"{len(rules)} rules in {edition.version}: {stated} have statements, {rest}")
     return 1 if problems else 0
 
 

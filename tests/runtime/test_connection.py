@@ -220,6 +220,26 @@ async def test_while_all_rings_are_stopped_nothing_is_written_or_called(victim: 
             os.eventfd_read(ring.call_fd.fileno())
 
 
+@pytest.mark.proves("VU-RING-32")
+async def test_what_a_stopped_ring_took_it_has_used(victim: Victim, running: Running) -> None:
+    """Stopped in the middle of a burst: as much has left by the port as the answer says, and as the driver sees."""
+    driver, front_end = running.driver, running.front_end
+    _, tx = split_rings(driver)
+    for turn in range(10):
+        for i in range(50):
+            assert driver.post(frame_of(i))
+        tx.kick(force=True)
+        told = await front_end.stop_ring(tx)
+        assert tx.used_idx == told
+        done = told - 50 * turn
+        assert victim.port.flush() == done
+        await front_end.start_ring(tx)
+        with trio.fail_after(DEADLINE):
+            assert [await victim.port.receive() for _ in range(done, 50)] == [frame_of(i) for i in range(done, 50)]
+            while driver.collect_sent():
+                await tx.wait_used()
+
+
 @pytest.mark.proves("VU-RING-10", "VU-RING-27")
 async def test_a_stopped_ring_is_left_alone_and_a_restart_goes_on(victim: Victim, running: Running) -> None:
     driver, front_end = running.driver, running.front_end
