@@ -22,10 +22,12 @@ import trio
 
 from vhostuser import edition
 from vhostuser.device import Device
-from vhostuser.errors import VhostUserError
+from vhostuser.errors import PortError, VhostUserError
+from vhostuser.fds import OwnedFd
 from vhostuser.runtime.groups import allow_interrupts
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import Connector, Endpoint, from_fd, listen
+from vhostuser.virtio.userfault import open_source
 
 log = logging.getLogger("vhostuser")
 
@@ -44,6 +46,7 @@ class Guest:
         client: connect to the path rather than listen.
         counters: the file to write counters to.
         timeline: the file to write the last moments of each queue group to.
+        postcopy: whether to offer post-copy migration.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Guest:
     client: bool = False
     counters: Path | None = None
     timeline: Path | None = None
+    postcopy: bool = False
 
     async def endpoint(self) -> Endpoint:
         """Where its front-ends come from. Raises EndpointError."""
@@ -71,6 +75,14 @@ class Guest:
         if self.timeline is not None:
             device.record(MOMENTS)
         return device
+
+    def open_userfaults(self) -> OwnedFd | None:
+        """What makes userfaultfds, where post-copy is offered. Raises PortError."""
+        if not self.postcopy:
+            return None
+        if not edition.compiled():
+            raise PortError("--postcopy: a page that is waited for would stop all of an interpreted data path")
+        return open_source()
 
     def report(self, device: Device, server: Server) -> None:
         """Write the files that are asked for."""
@@ -157,8 +169,9 @@ class Program:
 
     async def _serve(self, guest: Guest, task_status: trio.TaskStatus[None]) -> None:
         async with await guest.endpoint() as endpoint:
+            userfaults = guest.open_userfaults()
             device = guest.open_device()
-            server = Server(device, endpoint)
+            server = Server(device, endpoint, userfaults)
             self._served.append((guest, device, server))
             try:
                 task_status.started()
@@ -169,6 +182,8 @@ class Program:
             finally:
                 self._served.remove((guest, device, server))
                 device.close()
+                if userfaults is not None:
+                    userfaults.close()
                 guest.report(device, server)
 
     def _failed(self, guest: Guest, error: BaseException) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from vhostuser.device import Device
 from vhostuser.errors import ConnectionClosedError, FramingError
+from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers import HANDLERS
 from vhostuser.transport.endpoints import Endpoint
@@ -24,12 +25,14 @@ class Server:
         sessions: how many connections there were.
     """
 
-    def __init__(self, device: Device, endpoint: Endpoint) -> None:
+    def __init__(self, device: Device, endpoint: Endpoint, userfaults: OwnedFd | None = None) -> None:
+        """Offer post-copy if there is what makes `userfaults` (:mod:`vhostuser.virtio.userfault`); the caller's."""
         self.sessions = 0
         self._device = device
         self._endpoint = endpoint
         self._connection: Connection | None = None
         self._counters: dict[str, int] = {}
+        self._userfaults = userfaults
 
     async def run(self) -> None:
         """Serve until cancelled, or until the endpoint has no further connection.
@@ -42,7 +45,7 @@ class Server:
         async for channel in self._endpoint:
             async with channel:
                 self.sessions += 1
-                self._connection = Connection(self._device, channel, HANDLERS, self._counters)
+                self._connection = Connection(self._device, channel, HANDLERS, self._counters, self._userfaults)
                 log.info("session %d: a front-end is connected", self.sessions)
                 try:
                     await self._connection.run()

@@ -108,6 +108,16 @@ class Mapping:
                 f"past the end of the file at {status.st_size:#x}"
             )
 
+    @property
+    def mapped(self) -> bool:
+        """Whether it is still there."""
+        return self._start != 0
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Where its pages begin in this process, and their size in bytes: the region, and what a page needs around."""
+        return self._start, self._length
+
     def close(self) -> None:
         """Unmap. Nothing may read the region any more."""
         if self._start:
@@ -151,9 +161,9 @@ class GuestMemory:
             [n for m in ordered for n in (m.guest_phys_addr, m.memory_size, m.host_address)] or [0, 0, 0],
         )
 
-    def close(self, successor: GuestMemory | None = None) -> None:
-        """Unmap every region, but for those that `successor` has taken over."""
-        kept = set() if successor is None else set(successor.mappings)
+    def close(self, *others: GuestMemory) -> None:
+        """Unmap every region, but for those that one of the `others` has too."""
+        kept = {mapping for other in others for mapping in other.mappings}
         for mapping in self.mappings:
             if mapping not in kept:
                 mapping.close()

@@ -27,5 +27,3 @@ async def _get_queue_num(connection: Connection, message: Message) -> Payload:
 @handles(R.SET_FEATURES, R.SET_PROTOCOL_FEATURES, R.SET_OWNER)
 async def _nothing_else_to_do(connection: Connection, message: Message) -> None:
     """The session takes it over from the outcome."""
-
-
