@@ -31,6 +31,7 @@ from vhostuser.errors import (
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
+from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.runtime.postcopy import Postcopy
@@ -58,6 +59,7 @@ Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
 PROTOCOL_FEATURES = (
     ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
@@ -116,7 +118,7 @@ def offer_of(device: Device, postcopy: bool = False) -> Offer:
         protocol |= ProtocolFeature.SHARED_OBJECT
     if device.shmem_regions:
         protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
-    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES, protocol, device.num_rings)
+    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
 class Connection:
@@ -125,6 +127,7 @@ class Connection:
     Attributes:
         session: the protocol's state.
         memory: the present memory table.
+        logging: the dirty log.
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
         calls: those that the device makes.
@@ -145,6 +148,7 @@ class Connection:
         self.postcopy = Postcopy(userfaults)
         self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
+        self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
         self.counters = {} if counters is None else counters
         self._channel = channel
@@ -194,6 +198,10 @@ class Connection:
         async with trio.open_nursery() as nursery:
             for number, live in self._groups.items():
                 nursery.start_soon(self._in_turn, live.group, partial(function, number, live.group.pump))
+
+    async def log_anew(self) -> None:
+        """Have the rings of all groups log as the front-end has told by now."""
+        await self.in_turns(self._log_anew)
 
     @staticmethod
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
@@ -284,17 +292,17 @@ class Connection:
         if addr is None or not num or not self.memory.mappings:
             return
         sizes = area_sizes(self.session.features, num)
-        areas = sorted(zip(_areas(addr), sizes, AREAS, strict=True))
-        for address, size, name in areas:
+        placed = sorted(zip(areas(addr), sizes, AREAS, strict=True))
+        for address, size, name in placed:
             self.memory.ring_address(address, size, f"vring {index}: {name}")
-        for (lower, size, below), (upper, _, above) in pairwise(areas):
+        for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
     def rings_in(self, addresses: range) -> list[int]:
         """The live rings of which some part begins there."""
         placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
-        return [index for index, addr in placed if any(area in addresses for area in _areas(addr))]
+        return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
 
     def check_base(self, index: int, num: int, base: int) -> None:
         """Judge where a ring of `num` descriptors shall go on; 0: its size is not known yet, nor judged.
@@ -385,10 +393,11 @@ class Connection:
 
     def _open_group(self, number: int) -> LiveGroup:
         assert self._nursery is not None
+        features = self.session.features & ~int(VhostFeature.LOG_ALL)  # no driver acknowledges that
         if not self._groups:
-            self.device.driver_started(self.session.features)
+            self.device.driver_started(features)
         try:
-            pump = self.device.pump(number, self.session.features)
+            pump = self.device.pump(number, features)
         except OSError as error:
             if not self._groups:
                 self.device.driver_stopped()
@@ -431,6 +440,7 @@ class Connection:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
         self.backend_channel.close()
+        self.logging.close()
         for memory in (*self._retired, self.memory, self.postcopy.announced):
             if memory is not None:
                 memory.close()
@@ -450,11 +460,17 @@ class Connection:
         features = self.session.features
         ring.configure(
             vring.num,
-            _areas(vring.addr),
+            areas(vring.addr),
             bool(features & VirtioFeature.RING_EVENT_IDX),
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
         ring.adopt(self.memory)
+        self.logging.tell(ring, vring.addr, features)
+
+    def _log_anew(self, number: int, pump: Pump) -> None:
+        for ring in pump.rings:
+            if ring.started and (addr := self.vrings[ring.index].addr) is not None:
+                self.logging.tell(ring, addr, self.session.features)
 
     @staticmethod
     def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
@@ -471,7 +487,7 @@ class Connection:
 AREAS = ("descriptor", "available", "used")
 
 
-def _areas(addr: VringAddr) -> tuple[int, int, int]:
+def areas(addr: VringAddr) -> tuple[int, int, int]:
     """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
     return addr.descriptor, addr.available, addr.used
 

@@ -34,6 +34,7 @@ async def _reset_device(connection: Connection, message: Message) -> None:
 @handles(R.RESET_OWNER)
 async def _reset_owner(connection: Connection, message: Message) -> None:
     await _stop_all(connection)
+    await connection.logging.reset()
 
 
 def _reset(connection: Connection) -> None:
