@@ -24,10 +24,12 @@ from vhostuser.fds import OwnedFd
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.iommu import Iommu
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.features import VirtioFeature
+from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
@@ -98,6 +100,7 @@ class Connection:
         memory: the present memory table.
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
+        iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
         counters: the counters of the groups that have ended, summed by name.
     """
 
@@ -112,6 +115,7 @@ class Connection:
         self._channel = channel
         self._complaints = Complaints()
         self.backend_channel = BackendChannel(self.session, self._complaints)
+        self.iommu = Iommu(self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -225,7 +229,8 @@ class Connection:
         sizes = area_sizes(self.session.features, num)
         areas = sorted(zip(_areas(addr), sizes, AREAS, strict=True))
         for address, size, name in areas:
-            self.memory.ring_address(address, size, f"vring {index}: {name}")
+            if self._iotlb is None:  # with one, what is not there yet may come
+                self.memory.ring_address(address, size, f"vring {index}: {name}")
         for (lower, size, below), (upper, _, above) in pairwise(areas):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
@@ -274,6 +279,9 @@ class Connection:
             vring.base = await self.group(index).call(ring.stop)
             vring.live = False
         vring.close("kick", "call")
+        if not any(vring.live for vring in self.vrings):
+            # what a front-end withdraws while no ring runs, it need not tell
+            self.iommu.table = Iotlb(self.memory)
 
     async def reap(self) -> None:
         """End the groups without live rings; tell the device when none is left."""
@@ -289,16 +297,26 @@ class Connection:
         """
         old, self.memory = self.memory, memory
         self._retired.append(old)
-        async with trio.open_nursery() as nursery:
-            for number, live in self._groups.items():
-                nursery.start_soon(self._adopt_in_group, number, live.group, memory)
+        await self.adopt_iotlb(self.iommu.table.over(memory))
         self._retired.remove(old)
         old.close()
 
-    async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
+    async def adopt_iotlb(self, table: Iotlb) -> None:
+        """Use a new IOTLB everywhere; no thread uses the old one when this returns."""
+        self.iommu.table = table
+        async with trio.open_nursery() as nursery:
+            for number, live in self._groups.items():
+                nursery.start_soon(self._adopt_in_group, number, live.group)
+
+    async def _adopt_in_group(self, number: int, group: Group) -> None:
+        adopt = partial(self._adopt, group.pump.rings, self.memory, self._iotlb)
         with suppress(GroupEndedError):  # it reads no memory any more
-            for index in await group.call(lambda: self._adopt(group.pump.rings, memory)):
+            for index in await group.call(adopt):
                 self._complaints.add("vring %d: group %d: its addresses are not in the new memory table", index, number)
+
+    @property
+    def _iotlb(self) -> Iotlb | None:
+        return self.iommu.table if self.session.features & VhostFeature.ACCESS_PLATFORM else None
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -319,12 +337,13 @@ class Connection:
             raise PortError(f"queue group {number} cannot be set up: {error.strerror}") from error
         if self.device.timelines:
             pump.record(self.device.timelines[number])
+        ask = partial(self.iommu.ask, self._nursery)
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
+            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, ask)
             queue = Queue(pump, group.call)
         else:
-            group = Group(pump, complaints=self._complaints)
+            group = Group(pump, None, self._complaints, ask)
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live
@@ -377,15 +396,15 @@ class Connection:
             bool(features & VirtioFeature.RING_EVENT_IDX),
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
-        ring.adopt(self.memory)
+        ring.adopt(self.memory, self._iotlb)
 
     @staticmethod
-    def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
+    def _adopt(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None = None) -> list[int]:
         lost = []
         for ring in rings:
             if ring.started:
                 try:
-                    ring.adopt(memory)
+                    ring.adopt(memory, iotlb)
                 except VhostUserError:
                     lost.append(ring.index)
         return lost

@@ -6,7 +6,7 @@ from vhostuser.virtio.timeline cimport Timeline
 cdef class Ring:
     # set by the control side, between two turns
     cdef readonly int index, expects
-    cdef readonly GuestMemory memory
+    cdef readonly GuestMemory memory, reads_from, writes_to
     cdef readonly unsigned int num
     cdef readonly bint event_idx, indirect, started
     cdef public bint enabled
@@ -19,6 +19,13 @@ cdef class Ring:
     cdef public bint reported
     cdef public Timeline timeline
     cdef readonly bint armed
+    cdef unsigned int base
+    cdef readonly bint positioned
+    # what the front-end has to be asked
+    cdef readonly int asks
+    cdef readonly bint ask_sent
+    cdef unsigned long long ask_iova
+    cdef int ask_perm
     # the burst in hand
     cdef readonly int taken
     cdef int iov_end
@@ -38,6 +45,8 @@ cdef class Ring:
     cdef void close_chain(self, int answer) noexcept nogil
     cdef int gather(self, unsigned long long address, unsigned int length, bint writable) noexcept nogil
     cdef unsigned long long indirect_entry(self, unsigned long long table, unsigned int index) noexcept nogil
+    cdef int missed(self, unsigned long long address, unsigned long long length, bint writable) noexcept nogil
+    cdef void ask(self, int what, unsigned long long iova, int perm) noexcept nogil
     cdef void note(self, int what, int count) noexcept nogil
     cdef void notify(self) noexcept nogil
     cdef void kicked(self) noexcept nogil
