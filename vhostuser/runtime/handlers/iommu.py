@@ -31,7 +31,7 @@ def _changed(table: Table, told: Iotlb) -> Table:
         case IotlbType.UPDATE:
             return table.updated(told.iova, told.size, told.uaddr, told.perm)
         case IotlbType.INVALIDATE if (told.iova, told.size) == (0, 0):
-            # QEMU's words for all there is: the size, 2^64, does not fit
+            # all there is: the size of that, 2^64, does not fit the field
             return Table(table.memory)
         case IotlbType.INVALIDATE:
             return table.invalidated(told.iova, told.size)
