@@ -9,7 +9,7 @@ from tests.rig import acceptance
 from tests.rig.image import GuestImage
 from tests.rig.netns import Netns
 from tests.rig.qemu import Qemu, VhostUserNic
-from tests.rig.traffic import Host, round_trips
+from tests.rig.traffic import Flow, Host, round_trips
 
 pytestmark = pytest.mark.guest
 
@@ -25,7 +25,7 @@ def test_checked_traffic_behind_an_iommu(image: GuestImage) -> None:
             acceptance.ping(netns)
             assert round_trips(machine.host, guest, acceptance.GUEST_ADDRESS, size=3000, count=10)["received"] == 10
             flows = [
-                acceptance.Flow(source, sink, address, 0.5)
+                Flow(source, sink, address, 0.5)
                 for source, sink, address in (
                     (guest, machine.host, acceptance.HOST_ADDRESS),
                     (machine.host, guest, acceptance.GUEST_ADDRESS),
