@@ -300,10 +300,11 @@ class FrontEnd(trio.abc.AsyncResource):
     def vring_addr(self, ring: DriverQueue, log_addr: int | None = None) -> VringAddr:
         """The payload of SET_VRING_ADDR for a ring, in the kind of addresses that was negotiated."""
 
-        def told(guest_phys_addr: int) -> int:
-            if ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
-                return guest_phys_addr
-            return ring.memory.userspace_addr(guest_phys_addr)
+        def told(address: int) -> int:
+            # with an IOMMU the memory's addresses are IOVAs, and so are those of rings
+            if self.features & VhostFeature.ACCESS_PLATFORM or ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
+                return address
+            return ring.memory.userspace_addr(address)
 
         return VringAddr(
             ring.index,
