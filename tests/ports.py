@@ -9,6 +9,7 @@ from contextlib import suppress
 import trio
 
 from vhostuser.devices.net.features import NetFeature
+from vhostuser.privileges import NOTHING
 
 MAX_PACKET = 65536 + 64
 
@@ -22,6 +23,7 @@ class PairPort:
         attached: whether the pair's receive ring runs.
         unsupported: network features that the port cannot do: none.
         batching: no: the pair can be full.
+        capabilities: none.
         host: the test's end, where each packet has its virtio_net_hdr before it.
         header_size: bytes of that header, as the last driver negotiated; 0 before the first.
         features: what the last driver accepted.
@@ -39,6 +41,7 @@ class PairPort:
         self.attached = False
         self.unsupported = NetFeature(0)
         self.batching = False
+        self.capabilities = NOTHING
         self.header_size = 0
         self.features = 0
         self.carrier = False

@@ -19,6 +19,7 @@ from typing import ClassVar, TypeVar
 
 import trio
 
+from vhostuser.privileges import NOTHING, Capability
 from vhostuser.virtio.features import SUPPORTED
 from vhostuser.virtio.layout import EITHER
 from vhostuser.virtio.pump import ChainPump, Pump
@@ -40,6 +41,7 @@ class Device:
         groups: the ring indices of each queue group.
         features: the virtio feature bits offered, ring features included.
         mtu_settable: whether :meth:`set_mtu` works, so that NET_MTU may be offered.
+        capabilities: what it still needs of the process after it was opened.
         announces: whether :meth:`announce` works, so that RARP may be offered.
         timelines: where each queue group notes its moments, if :meth:`record` was called.
     """
@@ -48,6 +50,7 @@ class Device:
     groups: tuple[tuple[int, ...], ...]
     features: int = SUPPORTED
     mtu_settable: ClassVar[bool] = False
+    capabilities: Capability = NOTHING
     announces: ClassVar[bool] = False
     timelines: Sequence[Timeline] = ()
 

@@ -158,6 +158,12 @@ class Connection:
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
+    def check_mapped(self, size: int) -> None:
+        """Raise PayloadError for a memory table whose regions have more bytes together than a connection may map."""
+        limit = self._channel.limits.mapped_bytes
+        if size > limit:
+            raise PayloadError(f"regions of {size} bytes together; a connection may map {limit} (limit mapped_bytes)")
+
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
         with frame.fds:

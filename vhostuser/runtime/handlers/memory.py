@@ -12,6 +12,7 @@ from vhostuser.wire.requests import FrontendRequest as R
 @handles(R.SET_MEM_TABLE)
 async def _set_mem_table(connection: Connection, message: Message) -> None:
     assert isinstance(message.payload, MemoryTable)
+    connection.check_mapped(sum(region.memory_size for region in message.payload.regions))
     mappings: list[Mapping] = []
     try:
         for region, fd in zip(message.payload.regions, message.fds, strict=True):

@@ -8,6 +8,7 @@ import os
 from typing import Protocol
 
 from vhostuser.devices.net.features import NetFeature
+from vhostuser.privileges import Capability
 
 _MAX_PACKET = 65536 + 64
 # frames; only a flood gets so far: a socket's buffer holds eleven thousand short ones, a tap 1000 unless told otherwise
@@ -22,6 +23,7 @@ class Port(Protocol):
         queues: how many queue pairs it has a descriptor for.
         unsupported: network features that the port cannot do.
         batching: whether it is never full, so that packets may be written in batches without overtaking each other.
+        capabilities: what setting the MTU needs.
         header_size: bytes of virtio_net_hdr before each packet here, since it was configured. A port that does not know
             num_buffers has 10 although the driver has 12.
     """
@@ -30,6 +32,7 @@ class Port(Protocol):
     queues: int
     unsupported: NetFeature
     batching: bool
+    capabilities: Capability
     header_size: int
 
     def fileno(self, pair: int = 0) -> int:
