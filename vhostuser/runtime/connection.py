@@ -234,6 +234,11 @@ class Connection:
         """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
         await self._channel.wait_hangup()
         self.postcopy.end()
+    def check_mapped(self, size: int) -> None:
+        """Raise PayloadError for a memory table whose regions have more bytes together than a connection may map."""
+        limit = self._channel.limits.mapped_bytes
+        if size > limit:
+            raise PayloadError(f"regions of {size} bytes together; a connection may map {limit} (limit mapped_bytes)")
 
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
