@@ -33,6 +33,7 @@ from array import array
 import cython
 
 from vhostuser.errors import MemoryAccessError
+from vhostuser.virtio.inflight import Part
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
@@ -178,30 +179,40 @@ class Ring:
             raise
         self.desc, self.driver, self.device = places
 
-    def start(self, base: int) -> None:
+    def start(self, base: int, part: Part | None = None) -> None:
         """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only.
 
         The driver is signalled once: a back-end that died may have published buffers without a call.
+
+        Args:
+            base: where to go on.
+            part: where to record what is in flight; what it holds from before is done again, before anything new.
+
+        Raises:
+            PayloadError: the record, or a packed ring, contradicts its position.
         """
         before = pages_vanished()
         self.fault = 0
         self.reported = False
         self.armed = False
         self.taken = 0
-        self.set_position(base)
+        self.set_position(base, part)
         self.started = True
         with cython.nogil:
             self.notify()
         if pages_vanished() != before:
             self.fail(VANISHED)
 
-    def stop(self) -> int:
+    def stop(self, keep: bool = False) -> int:
         """Stop and return the position, as GET_VRING_BASE answers it. Nothing is touched afterwards.
 
-        A chain that a device still works on goes back to the driver's side: it was never used.
+        A chain that a device still works on goes back to the driver's side: it was never used. With `keep`, and a
+        record of what is in flight, it stays there instead, and the position is behind it.
         """
-        if self.taken:
+        if self.taken and not (keep and self.recording()):
             self.give(0)
+        self.end_record()
+        self.taken = 0
         self.started = False
         self.armed = False
         self.kick = self.call = self.err = -1
@@ -222,8 +233,16 @@ class Ring:
         """Bytes of the descriptor, driver and device areas at the present size."""
         raise NotImplementedError
 
-    def set_position(self, base: int) -> None:
-        """Take `base` as the next position, and whatever else the layout keeps in guest memory."""
+    def set_position(self, base: int, part: Part | None) -> None:
+        """Take `base` as the next position, and whatever else the layout keeps in guest memory and in `part`."""
+        raise NotImplementedError
+
+    def recording(self) -> bool:
+        """Whether it is recorded what is in flight."""
+        raise NotImplementedError
+
+    def end_record(self) -> None:
+        """Leave only what is in hand in the record, and end it."""
         raise NotImplementedError
 
     def position(self) -> int:
