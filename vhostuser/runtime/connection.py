@@ -23,6 +23,7 @@ from vhostuser.errors import FdError, GuestError, PayloadError, PortError, Unsup
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.inflight import InflightRegion
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
@@ -39,11 +40,20 @@ from vhostuser.wire.requests import Direction
 
 log = logging.getLogger(__name__)
 
-#: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
-Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
+#: Carries out one admitted request: the body of its own reply, `Done` where descriptors go with it, or None. Raises a
+#: VhostUserError to refuse.
+Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
+
+DRAIN_LIMIT = 10.0  # seconds for a device to complete what it has in flight when its ring shall stop
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
+PROTOCOL_FEATURES = (
+    ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.GET_VRING_BASE_INFLIGHT
+    | ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN
+)
 
 
 @dataclass
@@ -70,9 +80,10 @@ class Vring:
 
 @dataclass
 class LiveGroup:
-    """A queue group with at least one live ring."""
+    """A queue group with at least one live ring; `queue` is where a Python device gets its chains."""
 
     group: Group
+    queue: Queue | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -96,6 +107,7 @@ class Connection:
         session: the protocol's state.
         memory: the present memory table.
         vrings: what is known of each ring.
+        inflight: where rings record what they have in flight.
         counters: the counters of the groups that have ended, summed by name.
     """
 
@@ -106,6 +118,7 @@ class Connection:
         self.session = BackendSession(offer_of(device))
         self.memory = GuestMemory()
         self.vrings = [Vring(index) for index in range(device.num_rings)]
+        self.inflight = InflightRegion(device.num_rings)
         self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
         self._channel = channel
@@ -184,7 +197,8 @@ class Connection:
             handler = self._handlers.get(message.request)
             if handler is None:
                 raise UnsupportedRequestError(f"{message.name} is not supported")
-            return message, Done(await handler(self, message))
+            answer = await handler(self, message)
+            return message, answer if isinstance(answer, Done) else Done(answer)
         except VhostUserError as error:
             return message, Failed(error)
 
@@ -263,12 +277,27 @@ class Connection:
             vring.live = False
             raise
 
-    async def stop(self, index: int) -> None:
-        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed."""
+    async def drain(self, index: int) -> None:
+        """Wait until what a ring has in flight is completed, or too long.
+
+        A device with a pump of its own completes within a turn what it has taken.
+        """
+        live = self._groups.get(self._place(index)[0])
+        if self.vrings[index].live and live and live.queue:
+            with trio.move_on_after(DRAIN_LIMIT) as scope:
+                await live.queue.drain()
+            if scope.cancelled_caught:
+                self._complaints.add("vring %d: still in flight after %g s, and not waited for", index, DRAIN_LIMIT)
+
+    async def stop(self, index: int, keep: bool = False) -> None:
+        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed.
+
+        What it has in flight goes back to its driver, or with `keep` stays recorded as in flight.
+        """
         vring = self.vrings[index]
         if vring.live:
             ring = self.ring(index)
-            vring.base = await self.group(index).call(ring.stop)
+            vring.base = await self.group(index).call(lambda: ring.stop(keep))
             vring.live = False
         vring.close("kick", "call")
 
@@ -322,16 +351,16 @@ class Connection:
             queue = Queue(pump, group.call)
         else:
             group = Group(pump, complaints=self._complaints)
-        live = self._groups[number] = LiveGroup(group)
-        self._nursery.start_soon(self._run_group, number, live, queue)
+        live = self._groups[number] = LiveGroup(group, queue)
+        self._nursery.start_soon(self._run_group, number, live)
         return live
 
-    async def _run_group(self, number: int, live: LiveGroup, queue: Queue | None) -> None:
+    async def _run_group(self, number: int, live: LiveGroup) -> None:
         try:
             with live.scope:
                 async with trio.open_nursery() as nursery:
-                    if queue is not None:
-                        nursery.start_soon(self._serve, queue)
+                    if live.queue is not None:
+                        nursery.start_soon(self._serve, live.queue)
                     await live.group.run()
         finally:
             _add(self.counters, live.group.pump.counters())
@@ -355,6 +384,7 @@ class Connection:
             self.backend_req.close()
         for memory in (*self._retired, self.memory):
             memory.close()
+        self.inflight.close()
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
@@ -364,7 +394,7 @@ class Connection:
         ring.set_call(_number(vring.call))
         ring.set_err(_number(vring.err))
         ring.enabled = self.session.vrings[vring.index].enabled
-        ring.start(vring.base)
+        ring.start(vring.base, self.inflight.part(vring.index, self.session.features))
 
     def _place_ring(self, ring: Ring, vring: Vring) -> None:
         assert vring.addr is not None

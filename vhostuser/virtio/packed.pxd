@@ -25,5 +25,6 @@ cdef class PackedRing(Ring):
     cdef int take(self, int limit) noexcept nogil
     cdef void give(self, int count) noexcept nogil
     cdef void publish(self) noexcept nogil
+    cdef bint owes(self) noexcept nogil
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil

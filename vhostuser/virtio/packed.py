@@ -397,6 +397,10 @@ class PackedRing(Ring):
         # after a start nobody knows what the driver was last told, so the first one is always sent
         return first or 0 < passed <= self.moved
 
+    def owes(self) -> cython.bint:
+        """Whether chains that a back-end before us left in flight are not used yet."""
+        return self.record is not None and self.record.owed > 0
+
     def arm(self) -> cython.bint:
         """Ask for a kick when the slot behind what the last `take` saw becomes available. True: it has already.
 

@@ -10,7 +10,7 @@ cdef class PackedRecord:
     cdef int entries, num
     cdef unsigned short[::1] link, heads, tails, spans
     cdef int free, room, first, old_used, old_wrap
-    cdef readonly int known
+    cdef readonly int known, owed
     cdef readonly bint unused
     cdef unsigned long long counter
     cdef void add(self, int slot, int span) noexcept nogil

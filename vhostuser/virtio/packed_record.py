@@ -56,6 +56,7 @@ class PackedRecord:
 
     Attributes:
         known: how many chains, from the next to be used on, are recorded.
+        owed: how many of those were taken by a back-end before us.
         unused: whether nobody had written to the region before.
     """
 
@@ -80,7 +81,7 @@ class PackedRecord:
         self.heads = array("H", bytes(2 * part.entries))  # the recorded chains, in a circle from `first` on
         self.tails = array("H", bytes(2 * part.entries))
         self.spans = array("H", bytes(2 * part.entries))
-        self.first = self.known = 0
+        self.first = self.known = self.owed = 0
         self.counter = 0
         self.unused = True
 
@@ -102,6 +103,7 @@ class PackedRecord:
             self.free = state.free
             self.open(state.place.slot, state.place.wrap)
         self.restore(found, state)
+        self.owed = self.known
         self.list_free({entry for chain in state.chains for entry in chain})
         self.open(state.place.slot, state.place.wrap)
         self.counter = state.counter
@@ -147,10 +149,12 @@ class PackedRecord:
 
     def list_free(self, taken: set[int]) -> None:
         """Link the entries that no chain has."""
-        free = [entry for entry in range(self.entries) if entry not in taken]
-        for entry, following in zip(free, [*free[1:], 0], strict=True):
-            self.set_link(entry, following)
-        self.free = free[0] if free else 0
+        following = 0
+        for entry in reversed(range(self.entries)):
+            if entry not in taken:
+                self.set_link(entry, following)
+                following = entry
+        self.free = following
 
     def set_link(self, entry: cython.int, following: cython.int) -> None:
         """Write one link of the free list."""
@@ -243,6 +247,7 @@ class PackedRecord:
         self.settle(used, wrap)
         self.first = self.circle(count)
         self.known -= count
+        self.owed = max(self.owed - count, 0)
 
     def settle(self, used: cython.int, wrap: cython.bint) -> None:
         """Nothing is left undone of the last batch, behind which the ring goes on."""

@@ -45,5 +45,6 @@ cdef class Ring:
     cdef int take(self, int limit) noexcept nogil
     cdef void give(self, int count) noexcept nogil
     cdef void publish(self) noexcept nogil
+    cdef bint owes(self) noexcept nogil
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil

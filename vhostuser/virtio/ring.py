@@ -376,6 +376,10 @@ class Ring:
     def publish(self) -> None:
         """Make everything given visible to the driver at once, then signal it if it asked for that."""
 
+    def owes(self) -> cython.bint:
+        """Whether chains that a back-end before us left in flight are not used yet."""
+        return False
+
     def arm(self) -> cython.bint:
         """Ask for a kick when more comes than was seen. True: it has come already."""
         return False

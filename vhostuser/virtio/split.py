@@ -238,6 +238,10 @@ class SplitRing(Ring):
             self.counts[CALLS_SUPPRESSED] += 1
             self.note(AT_NO_CALL, 0)
 
+    def owes(self) -> cython.bint:
+        """Whether chains that a back-end before us left in flight are not used yet."""
+        return self.record is not None and self.record.owed > 0
+
     def arm(self) -> cython.bint:
         """Ask for a kick when ``avail.idx`` passes what the last `take` saw. True: it has done so already."""
         if self.event_idx:

@@ -9,7 +9,8 @@ cdef class SplitRecord:
     cdef unsigned int num
     cdef unsigned short[::1] heads
     cdef unsigned long long heads_address
-    cdef int recorded, owed
+    cdef int recorded
+    cdef readonly int owed
     cdef unsigned int last
     cdef unsigned long long counter
     cdef unsigned long long fetch(self, unsigned long long avail, int next_avail, int limit) noexcept nogil

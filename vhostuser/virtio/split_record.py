@@ -44,7 +44,11 @@ _UNIT = 16  # bytes of the header, and of an entry
 
 
 class SplitRecord:
-    """One split ring's part of the inflight region, from its start to its stop."""
+    """One split ring's part of the inflight region, from its start to its stop.
+
+    Attributes:
+        owed: how many of the marked chains were taken by a back-end before us.
+    """
 
     def __init__(self, index: int, part: Part, num: int) -> None:
         """A record for ring `index` of `num` descriptors.
