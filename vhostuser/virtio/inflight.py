@@ -22,7 +22,7 @@ from typing import NamedTuple
 from vhostuser.errors import PayloadError
 from vhostuser.fds import OwnedFd
 from vhostuser.virtio.features import VirtioFeature
-from vhostuser.virtio.memory import Mapping
+from vhostuser.virtio.memory import FileMapping
 
 _ALIGNMENT = 64
 _SPLIT = 16  # bytes of a header, and of an entry
@@ -48,7 +48,7 @@ def part_size(features: int, entries: int) -> int:
     return (unit + unit * entries + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
 
 
-class Region(Mapping):
+class Region(FileMapping):
     """A mapped region.
 
     Attributes:
@@ -57,12 +57,12 @@ class Region(Mapping):
     """
 
     def __init__(self, fd: int, mmap_offset: int, mmap_size: int, num_queues: int, queue_size: int) -> None:
-        """Map a region. The descriptor stays the caller's. Raises as :class:`Mapping` does."""
+        """Map a region. The descriptor stays the caller's. Raises as :class:`FileMapping` does."""
         self.num_queues = num_queues
         self.queue_size = queue_size
         if mmap_offset % _ALIGNMENT:
             raise PayloadError(f"inflight region: mmap_offset {mmap_offset:#x} is not a multiple of {_ALIGNMENT}")
-        super().__init__(fd, 0, mmap_size, 0, mmap_offset)
+        super().__init__(fd, mmap_size, mmap_offset)
 
     def part(self, index: int, features: int) -> Part | None:
         """The part of ring `index`, or None: the region has none for it.
@@ -73,10 +73,10 @@ class Region(Mapping):
         if index >= self.num_queues:
             return None
         size = part_size(features, self.queue_size)
-        if (index + 1) * size > self.memory_size:
+        if (index + 1) * size > self.size:
             raise PayloadError(
                 f"vring {index}: its part of the inflight region ends at {(index + 1) * size:#x}, "
-                f"the region at {self.memory_size:#x}"
+                f"the region at {self.size:#x}"
             )
         return Part(self.host_address + index * size, self.queue_size)
 

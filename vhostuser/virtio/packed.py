@@ -137,6 +137,8 @@ class PackedRing(Ring):
         if part is not None:
             record = PackedRecord(self.index, part, self.num, self.desc)
             avail, avail_wrap = used, used_wrap = record.resume(Place(used, used_wrap))
+            if self.log.on and record.owed:
+                self.log_ring()
         if record is None or record.unused:
             self.check_position(used, used_wrap)
         self.record = record
@@ -177,6 +179,13 @@ class PackedRing(Ring):
             if ((flags & DESC_USED) != 0) == (wrap if index >= used else not wrap):
                 return index
         return -1
+
+    def log_ring(self) -> None:
+        """Log all of the ring: what was in flight was written into it again."""
+        with cython.nogil:
+            fence()
+            self.log.desc_area(0, 16 * cython.cast(cython.ulonglong, self.num))
+            self.log.poke()
 
     def recording(self) -> bool:
         """Whether it is recorded what is in flight."""
@@ -325,6 +334,7 @@ class PackedRing(Ring):
         i: cython.int
         back: cython.int = 0
         batch: cython.int = 0
+        first: cython.int = self.next_used
         for i in range(count):
             if self.segments[i] == 0:
                 self.counts[CHAINS_DROPPED] += 1
@@ -338,7 +348,20 @@ class PackedRing(Ring):
         for i in range(count, self.taken):
             back += self.span[i]
         self.fetched(-back)
+        if self.log.on:
+            self.log_burst()
+            self.log_entries(first, count)
         self.taken = 0
+
+    def log_entries(self, slot: cython.int, count: cython.int) -> None:
+        """Log the used descriptors that the first `count` chains of the burst got, from `slot` on."""
+        i: cython.int
+        for i in range(count):
+            if i == 0 or not (self.in_order and self.expects == READABLE):
+                self.log.desc_area(16 * cython.cast(cython.ulonglong, slot), 16)
+            slot += self.span[i]
+            if slot >= cython.cast(cython.int, self.num):
+                slot -= self.num
 
     def use(self, name: cython.int, written: cython.uint, span: cython.int) -> None:
         """Write one used descriptor with the id `name`, and go `span` slots on.
@@ -370,9 +393,12 @@ class PackedRing(Ring):
             self.record.publish(self.slot(self.held) + 14, self.held_flags, self.given, self.next_used, self.used_wrap)
         else:
             store_release_u16(self.slot(self.held) + 14, self.held_flags)
+        fence()
+        if self.log.on:
+            self.log.desc_area(16 * cython.cast(cython.ulonglong, self.held) + 14, 2)
+            self.log.poke()
         self.held = -1
         self.given = 0
-        fence()
         if self.asked():
             self.notify()
         else:
@@ -412,6 +438,9 @@ class PackedRing(Ring):
         store_u32(self.device, event)
         self.armed = True
         fence()
+        if self.log.on:
+            self.log.device_area(0, 4)
+            self.log.poke()
         return not self.blocked and self.available(load_acquire_u16(self.slot(self.seen) + 14), self.seen_wrap)
 
     def disarm(self) -> None:
@@ -419,3 +448,6 @@ class PackedRing(Ring):
         if self.armed:
             self.armed = False
             store_u32(self.device, EVENT_DISABLE << 16)
+            if self.log.on:
+                fence()
+                self.log.device_area(0, 4)
