@@ -21,10 +21,20 @@ from hypothesis import strategies as st
 from tests.virtio.recorded import Recorded, RecordedBurst, RecordedChain
 from vhostuser import edition
 from vhostuser.frontend.memory import GuestRam
-from vhostuser.virtio import packed, packed_record, ring, split, split_record
+from vhostuser.virtio import packed, packed_record, primitives, ring, split, split_record
 
 STORES = ("store_release_u16", "store_u8", "store_u16", "store_u32", "store_u64")
 NEVER = 1 << 30
+Make = Callable[[], Recorded]
+
+SHAPES = [((), (1, 1, 1)), ((1, 1), (2, 1, 3)), ((1, 2, 1), (1,) * 7)]
+"""Chains of how many buffers before the turn that is cut, and in it; the last fill the ring."""
+
+STEPS = st.lists(
+    st.tuples(st.lists(st.integers(1, 3), max_size=6), st.sampled_from(["go on", "stop", "cut"]), st.integers(0, 80)),
+    min_size=1,
+    max_size=12,
+)
 
 
 class Killed(BaseException):
@@ -32,38 +42,41 @@ class Killed(BaseException):
 
 
 class Knife:
-    """Ends the back-end before its store number `at` from now on."""
+    """Ends the back-end before one of its stores.
+
+    Attributes:
+        stores: how many it has made since the last :meth:`set`.
+    """
 
     def __init__(self) -> None:
-        self.at = NEVER
-        self.stores = 0
+        self.at, self.stores = NEVER, 0
         for module, name in product((split, packed, ring, split_record, packed_record), STORES):
             if hasattr(module, name):
                 setattr(module, name, self._watched(getattr(module, name)))
 
-    def set(self, at: int) -> None:
+    def set(self, at: int = NEVER) -> None:
+        """End it before its store number `at` from now on."""
         self.at, self.stores = at, 0
 
-    def _watched(self, store: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        def watched(address: int, value: int) -> None:
-            if self.stores == self.at:
-                self.at = NEVER
-                raise Killed
-            self.stores += 1
-            store(address, value)
-
-        return watched
-
-    def cut(self, at: int, bench: Recorded, work: Callable[[], object]) -> bool:
-        """Do some work and die before a store of it. False: it has fewer than that."""
+    def kills(self, at: int, work: Callable[[], object]) -> bool:
+        """Do some work and die before a store of it. False: it has no such store."""
         self.set(at)
         try:
             work()
         except Killed:
             return True
         finally:
-            self.set(NEVER)
+            self.at = NEVER
         return False
+
+    def _watched(self, store: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        def watched(address: int, value: int) -> None:
+            if self.stores == self.at:
+                raise Killed
+            self.stores += 1
+            store(address, value)
+
+        return watched
 
 
 def turn_with(bench: Recorded, spans: Sequence[int]) -> None:
@@ -73,115 +86,104 @@ def turn_with(bench: Recorded, spans: Sequence[int]) -> None:
     bench.turn()
 
 
-def scenario(knife: Knife, bench: Recorded, before: Sequence[int], spans: Sequence[int], first: int, second: int) -> bool:
-    """Cut a turn before store `first`, and the start after it before store `second`. False: there is no such store."""
+def stores_of_a_turn(knife: Knife, bench: Recorded, before: Sequence[int], spans: Sequence[int]) -> int:
+    """How many stores the turn has that is to be cut."""
     bench.boot()
     turn_with(bench, before)
     bench.reap()
-    if not knife.cut(first, bench, lambda: turn_with(bench, spans)):
-        bench.finish()
-        return False
+    knife.set()
+    turn_with(bench, spans)
+    return knife.stores
+
+
+def cut(
+    knife: Knife, bench: Recorded, before: Sequence[int], spans: Sequence[int], first: int, second: int = NEVER
+) -> int:
+    """Cut a turn before store `first`, and the start after it before store `second`: how many the start has."""
+    bench.boot()
+    turn_with(bench, before)
+    bench.reap()
+    assert knife.kills(first, lambda: turn_with(bench, spans))
     bench.die()
-    cut_again = knife.cut(second, bench, bench.boot)
-    if cut_again:
+    if knife.kills(second, bench.boot):
         bench.die()
         bench.boot()
+    stores = knife.stores
     bench.finish()
-    return cut_again or second == NEVER
+    return stores
 
 
-def every_cut(knife: Knife, make: Callable[[], Recorded], twice: bool) -> int:
-    """All cuts of a turn, and if `twice` all cuts of the start after each: how many."""
-    shapes = [((), (1, 1, 1)), ((1, 1), (2, 1, 3)), ((1, 2, 1), (1, 1, 1, 1, 1, 1, 1))]
+def every_cut(knife: Knife, make: Make, step: int) -> int:
+    """Every cut of a turn, and with `step` each so many-th cut of the start after it as well: how many."""
     done = 0
-    for before, spans in shapes:
-        first = 0
-        while True:
-            second = 0 if twice else NEVER
+    for before, spans in SHAPES:
+        with make() as bench:
+            stores = stores_of_a_turn(knife, bench, before, spans)
+        for first in range(stores):
             with make() as bench:
-                if not scenario(knife, bench, before, spans, first, NEVER):
-                    break
+                stores_of_start = cut(knife, bench, before, spans, first)
             done += 1
-            while twice:
+            for second in range(first % step, stores_of_start, step) if step else ():
                 with make() as bench:
-                    if not scenario(knife, bench, before, spans, first, second):
-                        break
+                    cut(knife, bench, before, spans, first, second)
                 done += 1
-                second += 1
-            first += 1
     return done
 
 
-STEPS = st.lists(
-    st.tuples(st.lists(st.integers(1, 3), max_size=6), st.sampled_from(["go on", "stop", "cut"]), st.integers(0, 80)),
-    min_size=1,
-    max_size=12,
-)
-
-
-def any_life(knife: Knife, make: Callable[[], Recorded], examples: int) -> int:
-    """Lives of a ring with chains of any shape, clean stops and cuts anywhere: how many."""
-    lives = 0
+def lives(knife: Knife, make: Make, examples: int) -> int:
+    """Lives of a ring with chains of any shape, clean stops and cuts anywhere: how many cuts."""
+    cuts = 0
 
     @hypothesis.settings(max_examples=examples, derandomize=True, database=None, deadline=None)
     @hypothesis.given(STEPS)
     def life(steps: list[tuple[list[int], str, int]]) -> None:
-        nonlocal lives
-        lives += 1
+        nonlocal cuts
         with make() as bench:
             bench.boot()
             for spans, what, at in steps:
-                if what == "cut" and knife.cut(at, bench, lambda spans=spans: turn_with(bench, spans)):  # type: ignore[misc]
+                if knife.kills(at if what == "cut" else NEVER, lambda spans=spans: turn_with(bench, spans)):  # type: ignore[misc]
+                    cuts += 1
                     bench.die()
                     bench.boot()
-                elif what != "cut":
-                    turn_with(bench, spans)
-                if what == "stop":
+                elif what == "stop":
                     bench.stop()
                     bench.boot()
             bench.finish()
 
     life()
-    return lives
+    return cuts
+
+
+def forget_marks_first(self: Any, idx: int, old: int, new: int) -> None:
+    """What a split ring must not do: take the marks away before the driver is told."""
+    self.finish(old, new)
+    primitives.store_release_u16(idx, new)
+
+
+MISTAKES: dict[str, Callable[[], None]] = {
+    "marks-go-first": lambda: setattr(split_record.SplitRecord, "publish", forget_marks_first),
+    "no-marks": lambda: setattr(split_record.SplitRecord, "fetch", lambda self, avail, place, limit: avail),
+    "nothing-restored": lambda: setattr(packed_record.PackedRecord, "put", lambda *_: None),
+    "nothing-counted": lambda: setattr(packed_record.PackedRecord, "store_used", lambda *_: None),
+}
+"""What a record must not do: the cuts find out."""
 
 
 def main() -> None:
-    """Run the scenario that the command line names."""
+    """Run what the command line names: a layout, a device, and a mistake or nothing."""
     assert edition.name() == "interpreted", edition.name()
-    what, layout, device = sys.argv[1:4]
+    layout, device, *mistakes = sys.argv[1:]
+    for mistake in mistakes:
+        MISTAKES[mistake]()
     kind: type[Recorded] = RecordedChain if device == "chain" else RecordedBurst
-    mistake = sys.argv[4] if len(sys.argv) > 4 else ""
-    if mistake:
-        make_mistake(mistake)
     knife = Knife()
     with GuestRam([(0, 1 << 28)]) as ram:
 
         def make() -> Recorded:
             return kind(ram, layout == "packed")
 
-        match what:
-            case "once":
-                found: Any = every_cut(knife, make, twice=False)
-            case "twice":
-                found = every_cut(knife, make, twice=True)
-            case "lives":
-                found = any_life(knife, make, 60)
+        found = {"cuts": every_cut(knife, make, 11 if layout == "packed" else 5), "lives": lives(knife, make, 40)}
     json.dump(found, sys.stdout)
-
-
-def make_mistake(name: str) -> None:
-    """Something that a record must not do; the scenarios find it."""
-    if name == "marks-go-first":
-
-        def early(self: Any, idx: int, old: int, new: int) -> None:
-            self.finish(old, new)
-            split_record.store_release_u16(idx, new)
-
-        split_record.SplitRecord.publish = early  # type: ignore[method-assign]
-    if name == "nothing-restored":
-        restore = packed_record.PackedRecord.put
-        packed_record.PackedRecord.put = lambda *_: None  # type: ignore[method-assign,assignment]
-        assert restore
 
 
 if __name__ == "__main__":
