@@ -182,7 +182,7 @@ def main() -> None:
         def make() -> Recorded:
             return kind(ram, layout == "packed")
 
-        found = {"cuts": every_cut(knife, make, 11 if layout == "packed" else 5), "lives": lives(knife, make, 40)}
+        found = {"cuts": every_cut(knife, make, 9 if layout == "packed" else 4), "lives": lives(knife, make, 40)}
     json.dump(found, sys.stdout)
 
 

@@ -47,12 +47,22 @@ class Recorded:
     def make_pump(self) -> tuple[Pump, Ring]:
         raise NotImplementedError
 
+    def use(self, region: Region) -> None:
+        """Record there from the next start on."""
+        self.region.close()
+        self.region = region
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """The ring's areas in the front-end's addresses."""
+        return addresses(self.driver)
+
     def boot(self) -> None:
         """A back-end starts, told what a front-end knows whose back-end died: nothing new, or the used index."""
         self.pump, self.ring = self.make_pump()
         self.alive = True
         driver = self.driver
-        self.ring.configure(driver.size, addresses(driver), driver.event_idx, True)
+        self.ring.configure(driver.size, self.addresses, driver.event_idx, True)
         self.ring.adopt(self.memory)
         self.ring.set_kick(driver.kick_fd.fileno())
         self.ring.set_call(driver.call_fd.fileno())
@@ -126,7 +136,7 @@ class RecordedChain(Recorded):
         return ChainPump(ring), ring
 
     def turn(self) -> None:
-        while self.pump.turn() & (WORK | EVENT):
+        while self.pump.holding or self.pump.turn() & (WORK | EVENT):
             assert not self.ring.fault
             if self.pump.holding:
                 self.pump.complete(self.pump.ticket, 0)
