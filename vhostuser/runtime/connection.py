@@ -21,13 +21,18 @@ import trio
 from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.audit import Audit
+from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
+from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.runtime.inflight import InflightRegion
+from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump, Pump
@@ -41,7 +46,7 @@ from vhostuser.wire.requests import Direction
 
 log = logging.getLogger(__name__)
 
-#: Carries out one admitted request: the body of its own reply, `Done` where descriptors go with it, or None. Raises a
+#: Carries out one admitted request: the body of its own reply (with descriptors, as Done), or None. Raises a
 #: VhostUserError to refuse.
 Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
@@ -55,6 +60,10 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.GET_VRING_BASE_INFLIGHT
     | ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+    | ProtocolFeature.GPA_ADDRESSES
 )
 
 
@@ -86,6 +95,7 @@ class LiveGroup:
 
     group: Group
     queue: Queue | None = None
+    fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -99,6 +109,14 @@ def offer_of(device: Device) -> Offer:
         protocol |= ProtocolFeature.MQ
     if device.announces:
         protocol |= ProtocolFeature.RARP
+    if device.has_config:
+        protocol |= ProtocolFeature.CONFIG
+    if device.max_state:
+        protocol |= ProtocolFeature.DEVICE_STATE
+    if device.shares_objects:
+        protocol |= ProtocolFeature.SHARED_OBJECT
+    if device.shmem_regions:
+        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
     return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
@@ -109,24 +127,36 @@ class Connection:
         session: the protocol's state.
         memory: the present memory table.
         logging: the dirty log.
+        audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
         inflight: where rings record what they have in flight.
+        backend_channel: for requests of ours to the front-end.
+        calls: those that the device makes.
+        state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
 
     def __init__(
-        self, device: Device, channel: Channel, handlers: Mapping[int, Handler], counters: dict[str, int] | None = None
+        self,
+        device: Device,
+        channel: Channel,
+        handlers: Mapping[int, Handler],
+        counters: dict[str, int] | None = None,
+        watch: WriteWatch | None = None,
     ) -> None:
         self.device = device
         self.session = BackendSession(offer_of(device))
         self.memory = GuestMemory()
+        self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
         self.inflight = InflightRegion(device.num_rings)
-        self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
+        self.backend_channel = BackendChannel(self.session, self._complaints)
+        self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
+        self.state_transfer: StateTransfer | None = None
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -143,12 +173,15 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self.device.front_end = self.calls
+                nursery.start_soon(self.audit.run)
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
                     nursery.cancel_scope.cancel()
-                    self._tell_device(set())
+                    self.device.front_end = None
+                    self._tell_device()
         finally:
             self._release()
 
@@ -157,6 +190,7 @@ class Connection:
         total = dict(self.counters)
         for live in self._groups.values():
             _add(total, live.group.pump.counters())
+        _add(total, self.audit.counters())
         return total
 
     async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
@@ -167,12 +201,17 @@ class Connection:
 
     async def log_anew(self) -> None:
         """Have the rings of all groups log as the front-end has told by now."""
-        await self.in_turns(self._log_anew)
+        await self.audit.change(self.logging.active, self._log_anew)
 
     @staticmethod
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
         with suppress(GroupEndedError):
             await group.call(function)
+
+    def start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a task until it is done or the connection ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function)
 
     def check_foreign(self, fd: OwnedFd, name: str) -> None:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
@@ -188,7 +227,8 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
-            self._tell_device(self._running_rings())
+            self._tell_device()
+            self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
                 log.debug("< %s", reply)
@@ -205,18 +245,22 @@ class Connection:
             handler = self._handlers.get(message.request)
             if handler is None:
                 raise UnsupportedRequestError(f"{message.name} is not supported")
-            answer = await handler(self, message)
-            return message, answer if isinstance(answer, Done) else Done(answer)
+            done = await handler(self, message)
+            return message, done if isinstance(done, Done) else Done(done)
         except VhostUserError as error:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, and enabled."""
+        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            return set()
         states = zip(self.vrings, self.session.vrings, strict=True)
-        return {vring.index for vring, status in states if vring.live and status.enabled}
+        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
+        return {index for index in enabled if not self.ring(index).fault}
 
-    def _tell_device(self, running: set[int]) -> None:
+    def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
+        running = self._running_rings()
         for index in sorted(self._running ^ running):
             self.device.ring_running(index, index in running)
         self._running = running
@@ -249,6 +293,11 @@ class Connection:
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
+    def rings_in(self, addresses: range) -> list[int]:
+        """The live rings of which some part begins there."""
+        placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
+        return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
+
     def check_base(self, index: int, num: int, base: int) -> None:
         """Judge where a ring of `num` descriptors shall go on; 0: its size is not known yet, nor judged.
 
@@ -280,7 +329,8 @@ class Connection:
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
-            await live.group.call(lambda: self._start(ring, vring))
+            async with self.audit.resting:
+                await live.group.call(lambda: self._start(ring, vring))
         except BaseException:
             vring.live = False
             raise
@@ -313,21 +363,25 @@ class Connection:
         """End the groups without live rings; tell the device when none is left."""
         for number, live in list(self._groups.items()):
             if not any(self.vrings[index].live for index in self.device.groups[number]):
-                live.scope.cancel()
-                await live.ended.wait()
+                async with self.audit.resting:
+                    live.scope.cancel()
+                    await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
-        """Use a new memory table everywhere, and unmap the old one, which nobody reads any more then.
+        """Use a new memory table everywhere, and unmap what it lacks of the old one, which nobody reads any more then.
 
         All groups are asked at once: one that is slow to answer keeps none of the others waiting.
         """
         old, self.memory = self.memory, memory
         self._retired.append(old)
+        await self.audit.look()
+        self.audit.follow(old, memory)
         async with trio.open_nursery() as nursery:
             for number, live in self._groups.items():
                 nursery.start_soon(self._adopt_in_group, number, live.group, memory)
         self._retired.remove(old)
-        old.close()
+        self.audit.follow(memory)
+        old.close(memory)
 
     async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
         with suppress(GroupEndedError):  # it reads no memory any more
@@ -356,10 +410,10 @@ class Connection:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
+            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, lambda: live.fault.set())
             queue = Queue(pump, group.call)
         else:
-            group = Group(pump, complaints=self._complaints)
+            group = Group(pump, complaints=self._complaints, on_fault=lambda: live.fault.set())
         live = self._groups[number] = LiveGroup(group, queue)
         self._nursery.start_soon(self._run_group, number, live)
         return live
@@ -370,6 +424,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     if live.queue is not None:
                         nursery.start_soon(self._serve, live.queue)
+                    nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
             _add(self.counters, live.group.pump.counters())
@@ -377,6 +432,13 @@ class Connection:
             if not self._groups:
                 self.device.driver_stopped()
             live.ended.set()
+
+    async def _watch_faults(self, live: LiveGroup) -> None:
+        """Tell the device of rings that broke, here, where a port that fails over it ends the connection."""
+        while True:
+            await live.fault.wait()
+            live.fault = trio.Event()
+            self._tell_device()
 
     async def _serve(self, queue: Queue) -> None:
         """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
@@ -389,9 +451,10 @@ class Connection:
     def _release(self) -> None:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
-        if self.backend_req is not None:
-            self.backend_req.close()
+        self.audit.close()
+        _add(self.counters, self.audit.counters())
         self.logging.close()
+        self.backend_channel.close()
         for memory in (*self._retired, self.memory):
             memory.close()
         self.inflight.close()
@@ -416,12 +479,16 @@ class Connection:
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
         ring.adopt(self.memory)
-        self.logging.tell(ring, vring.addr, features)
+        self._tell_log(ring, vring.addr)
 
     def _log_anew(self, number: int, pump: Pump) -> None:
         for ring in pump.rings:
             if ring.started and (addr := self.vrings[ring.index].addr) is not None:
-                self.logging.tell(ring, addr, self.session.features)
+                self._tell_log(ring, addr)
+
+    def _tell_log(self, ring: Ring, addr: VringAddr) -> None:
+        self.logging.tell(ring, addr, self.session.features)
+        self.audit.excuse(ring)
 
     @staticmethod
     def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:

@@ -12,6 +12,7 @@ from vhostuser.errors import ConnectionClosedError, FramingError
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers import HANDLERS
 from vhostuser.transport.endpoints import Endpoint
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.pump import Pump
 
 log = logging.getLogger(__name__)
@@ -20,14 +21,20 @@ log = logging.getLogger(__name__)
 class Server:
     """Serves one device on one endpoint.
 
+    Args:
+        device: the device.
+        endpoint: where its front-ends come from.
+        watch: what dirty logs are audited with, or None; it stays the caller's.
+
     Attributes:
         sessions: how many connections there were.
     """
 
-    def __init__(self, device: Device, endpoint: Endpoint) -> None:
+    def __init__(self, device: Device, endpoint: Endpoint, watch: WriteWatch | None = None) -> None:
         self.sessions = 0
         self._device = device
         self._endpoint = endpoint
+        self._watch = watch
         self._connection: Connection | None = None
         self._counters: dict[str, int] = {}
 
@@ -42,7 +49,7 @@ class Server:
         async for channel in self._endpoint:
             async with channel:
                 self.sessions += 1
-                self._connection = Connection(self._device, channel, HANDLERS, self._counters)
+                self._connection = Connection(self._device, channel, HANDLERS, self._counters, self._watch)
                 log.info("session %d: a front-end is connected", self.sessions)
                 try:
                     await self._connection.run()
