@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from tests.rig import acceptance, debian, wild_rings
+from tests.rig import acceptance, debian, kills, wild_rings
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.datapath import Plan
@@ -66,6 +66,16 @@ def reconnect() -> dict[str, Any]:
         "back-end killed and restarted": acceptance.restart_back_end(image, cycles=100),
         "front-ends come and go": acceptance.restart_front_end(cycles=100),
         "listening front-end killed and restarted": acceptance.restart_listening_front_end(image, cycles=100),
+    }
+
+
+def kill(cycles: int = 50) -> dict[str, Any]:
+    """The back-end, then QEMU, killed fifty times in the middle of checked traffic; and a packed ring's back-end."""
+    image = guest_image()
+    return {
+        "back-end killed": kills.kill_back_ends(image, cycles=cycles),
+        "back-end of a packed ring killed": kills.kill_back_end_of_packed_ring(image),
+        "QEMU killed": kills.kill_qemus(image, cycles=cycles),
     }
 
 
@@ -149,6 +159,7 @@ def hostile(seed: int = 1) -> dict[str, Any]:
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
     "hostile": hostile,
+    "kill": kill,
     "hotplug": hotplug,
     "idle": idle,
     "flood": flood,

@@ -35,6 +35,7 @@ from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.inflight import InflightRegion
 from vhostuser.runtime.iommu import Iommu
 from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
@@ -60,11 +61,16 @@ log = logging.getLogger(__name__)
 #: VhostUserError to refuse.
 Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
+DRAIN_LIMIT = 10.0  # seconds for a device to complete what it has in flight when its ring shall stop
+
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
 PROTOCOL_FEATURES = (
     ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.GET_VRING_BASE_INFLIGHT
+    | ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
@@ -96,9 +102,10 @@ class Vring:
 
 @dataclass
 class LiveGroup:
-    """A queue group with at least one live ring."""
+    """A queue group with at least one live ring; `queue` is where a Python device gets its chains."""
 
     group: Group
+    queue: Queue | None = None
     fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -135,6 +142,7 @@ class Connection:
         logging: the dirty log.
         audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
+        inflight: where rings record what they have in flight.
         backend_channel: for requests of ours to the front-end.
         iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
         calls: those that the device makes.
@@ -159,6 +167,7 @@ class Connection:
         self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
+        self.inflight = InflightRegion(device.num_rings)
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
@@ -373,12 +382,27 @@ class Connection:
                 with suppress(*[MemoryAccessError] * patient):
                     await self.refresh(vring.index)
 
-    async def stop(self, index: int) -> None:
-        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed."""
+    async def drain(self, index: int) -> None:
+        """Wait until what a ring has in flight is completed, or too long.
+
+        A device with a pump of its own completes within a turn what it has taken.
+        """
+        live = self._groups.get(self._place(index)[0])
+        if self.vrings[index].live and live and live.queue:
+            with trio.move_on_after(DRAIN_LIMIT) as scope:
+                await live.queue.drain()
+            if scope.cancelled_caught:
+                self._complaints.add("vring %d: still in flight after %g s, and not waited for", index, DRAIN_LIMIT)
+
+    async def stop(self, index: int, keep: bool = False) -> None:
+        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed.
+
+        What it has in flight goes back to its driver, or with `keep` stays recorded as in flight.
+        """
         vring = self.vrings[index]
         if vring.live:
             ring = self.ring(index)
-            vring.base = await self.group(index).call(ring.stop)
+            vring.base = await self.group(index).call(lambda: ring.stop(keep))
             vring.live = False
         vring.close("kick", "call")
         if not any(vring.live for vring in self.vrings):
@@ -454,16 +478,16 @@ class Connection:
         )
         if isinstance(pump, ChainPump):
             queue = Queue(pump, group.call)
-        live = self._groups[number] = LiveGroup(group)
-        self._nursery.start_soon(self._run_group, number, live, queue)
+        live = self._groups[number] = LiveGroup(group, queue)
+        self._nursery.start_soon(self._run_group, number, live)
         return live
 
-    async def _run_group(self, number: int, live: LiveGroup, queue: Queue | None) -> None:
+    async def _run_group(self, number: int, live: LiveGroup) -> None:
         try:
             with live.scope:
                 async with trio.open_nursery() as nursery:
-                    if queue is not None:
-                        nursery.start_soon(self._serve, queue)
+                    if live.queue is not None:
+                        nursery.start_soon(self._serve, live.queue)
                     nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
@@ -498,6 +522,7 @@ class Connection:
         for memory in (*self._retired, self.memory, self.postcopy.announced):
             if memory is not None:
                 memory.close()
+        self.inflight.close()
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
@@ -507,7 +532,7 @@ class Connection:
         ring.set_call(_number(vring.call))
         ring.set_err(_number(vring.err))
         ring.enabled = self.session.vrings[vring.index].enabled
-        ring.start(vring.base)
+        ring.start(vring.base, self.inflight.part(vring.index, self.session.features))
 
     def _place_ring(self, ring: Ring, vring: Vring) -> None:
         assert vring.addr is not None
