@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.devices.bench import MODERN, Net
 from tests.virtio.logged import PAGE, turn, witnessed
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.virtio.features import VirtioFeature
@@ -60,10 +61,16 @@ def do(net: Net, step: str, what: Any, indirect: bool) -> None:
 
 @pytest.mark.proves("VU-LOG-1", "VU-LOG-2")
 @every_layout
-@given(mergeable=st.booleans(), event_idx=st.booleans(), indirect=st.booleans(), batching=st.booleans(), steps=steps)
+@given(
+    mergeable=st.booleans(),
+    event_idx=st.booleans(),
+    indirect=st.booleans(),
+    batching=st.sampled_from(Batching),
+    steps=steps,
+)
 @settings(deadline=None, max_examples=60)
 def test_what_was_written_is_what_was_logged(
-    layout: int, mergeable: bool, event_idx: bool, indirect: bool, batching: bool, steps: list[tuple[str, Any]]
+    layout: int, mergeable: bool, event_idx: bool, indirect: bool, batching: Batching, steps: list[tuple[str, Any]]
 ) -> None:
     features = int(VirtioFeature.VERSION_1) | layout | (NetFeature.MRG_RXBUF if mergeable else 0)
     with GuestRam(REGIONS) as ram:
