@@ -19,7 +19,15 @@ from itertools import pairwise
 import trio
 
 from vhostuser.device import Device, Queue
-from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
+from vhostuser.errors import (
+    FdError,
+    GuestError,
+    MemoryAccessError,
+    PayloadError,
+    PortError,
+    UnsupportedRequestError,
+    VhostUserError,
+)
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.audit import Audit
 from vhostuser.runtime.backend_channel import BackendChannel
@@ -27,6 +35,7 @@ from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
@@ -93,9 +102,11 @@ class LiveGroup:
     ended: trio.Event = field(default_factory=trio.Event)
 
 
-def offer_of(device: Device) -> Offer:
-    """What a device's back-end offers."""
+def offer_of(device: Device, postcopy: bool = False) -> Offer:
+    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
     protocol = PROTOCOL_FEATURES
+    if postcopy:
+        protocol |= ProtocolFeature.PAGEFAULT
     if device.mtu_settable:
         protocol |= ProtocolFeature.NET_MTU
     if len(device.groups) > 1:
@@ -124,6 +135,7 @@ class Connection:
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
         calls: those that the device makes.
+        postcopy: memory that is still elsewhere.
         state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
@@ -135,9 +147,11 @@ class Connection:
         handlers: Mapping[int, Handler],
         counters: dict[str, int] | None = None,
         watch: WriteWatch | None = None,
+        userfaults: OwnedFd | None = None,
     ) -> None:
         self.device = device
-        self.session = BackendSession(offer_of(device))
+        self.postcopy = Postcopy(userfaults)
+        self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
         self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
@@ -164,12 +178,15 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self.audit.run)
                 self.device.front_end = self.calls
+                nursery.start_soon(self.audit.run)
+                if self.postcopy.offered:
+                    nursery.start_soon(self._end_postcopy_with_front_end)
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
+                    self.postcopy.end()
                     nursery.cancel_scope.cancel()
                     self.device.front_end = None
                     self._tell_device()
@@ -209,8 +226,18 @@ class Connection:
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
+    async def _end_postcopy_with_front_end(self) -> None:
+        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
+        await self._channel.wait_hangup()
+        self.postcopy.end()
+
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
+        if self.postcopy.is_ack(frame):
+            with frame.fds:
+                await self.adopt(self.postcopy.take())
+                await self.start_waiting(patient=True)
+            return
         with frame.fds:
             if log.isEnabledFor(logging.DEBUG):  # it costs more than most requests
                 log.debug("> %s", describe(Direction.FRONTEND, frame))
@@ -326,6 +353,16 @@ class Connection:
             vring.live = False
             raise
 
+    async def start_waiting(self, patient: bool = False) -> None:
+        """Start the rings that only waited for memory; `patient`: what some of them need may come later.
+
+        Raises as :meth:`refresh` does.
+        """
+        for vring in self.vrings:
+            if self.session.vrings[vring.index].started and not vring.live:
+                with suppress(*[MemoryAccessError] * patient):
+                    await self.refresh(vring.index)
+
     async def stop(self, index: int) -> None:
         """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed."""
         vring = self.vrings[index]
@@ -431,8 +468,9 @@ class Connection:
         _add(self.counters, self.audit.counters())
         self.logging.close()
         self.backend_channel.close()
-        for memory in (*self._retired, self.memory):
-            memory.close()
+        for memory in (*self._retired, self.memory, self.postcopy.announced):
+            if memory is not None:
+                memory.close()
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 

@@ -110,6 +110,11 @@ class FileMapping:
                 f"past the end of the file at {status.st_size:#x}"
             )
 
+    @property
+    def mapped(self) -> bool:
+        """Whether it is still there."""
+        return self._start != 0
+
     def close(self) -> None:
         """Unmap. Nothing may read or write it any more."""
         if self._start:
@@ -175,9 +180,9 @@ class GuestMemory:
         by_host = sorted((mapping.host_address, mapping.guest_phys_addr) for mapping in ordered)
         self.hosts = array("Q", [n for pair in by_host for n in pair] or [0, 0])
 
-    def close(self, successor: GuestMemory | None = None) -> None:
-        """Unmap every region, but for those that `successor` has taken over."""
-        kept = set() if successor is None else set(successor.mappings)
+    def close(self, *others: GuestMemory) -> None:
+        """Unmap every region, but for those that one of the `others` has too."""
+        kept = {mapping for other in others for mapping in other.mappings}
         for mapping in self.mappings:
             if mapping not in kept:
                 mapping.close()
