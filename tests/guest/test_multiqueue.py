@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
 
 import pytest
 import trio
@@ -13,13 +12,12 @@ import trio
 from tests.guest.conftest import Machine
 from tests.rig import acceptance
 from tests.rig.acceptance import HOST_ADDRESS, PREFIX
-from tests.rig.agent import GuestJob
 from tests.rig.backend import Backend
 from tests.rig.image import GuestImage
 from tests.rig.matrix import PACKETS, TAP, attached, by_flow, chains, echoed, packets, udp
 from tests.rig.netns import PACKET_IGNORE_OUTGOING, SOL_PACKET, Netns
 from tests.rig.process import wait_until
-from tests.rig.qemu import Qemu, VhostUserNic
+from tests.rig.qemu import Pinned, Qemu, VhostUserNic
 from tests.rig.testpmd import Testpmd, virtio_user
 from tests.rig.traffic import Host, round_trips
 from vhostuser.devices.net.device import MAX_PAIRS
@@ -115,17 +113,6 @@ async def test_as_many_pairs_as_can_be(quiet_netns: Netns) -> None:
 
 
 # ---- a Linux guest ---------------------------------------------------------------------------------------------------
-
-
-class Pinned(NamedTuple):
-    """One processor of a guest, whose packets leave by the queue pair of the same number."""
-
-    guest: Qemu
-    processor: int
-
-    def start(self, command: str) -> GuestJob:
-        """Start a shell command in the background, on this processor."""
-        return self.guest.start(f"taskset -c {self.processor} {command}")
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,13 @@ class Agent:
         """Start a shell command in the background of the guest."""
         return GuestJob(self, command, f"/tmp/job.{next(self._numbers)}")
 
+    def move(self, fd: int) -> None:
+        """Go on over another stream: the guest is served by another machine now, and so is all that it runs."""
+        os.set_blocking(fd, False)
+        os.close(self.fd)
+        self.fd = fd
+        self._received = b""
+
     def close(self) -> None:
         """Let go of the serial port."""
         os.close(self.fd)
@@ -120,6 +127,18 @@ class GuestJob:
             raise RigError(f"in the guest: {self._command}: status {status.strip()}: {output.strip()}")
         return output
 
+    def interrupt(self) -> None:
+        """Ask it to come to its end in order."""
+        self._signal_programs("INT")
+
     def kill(self) -> None:
         """End it: the programs that it started first, then its shell."""
-        self._agent.try_run(f"pkill -P {self.pid}; kill {self.pid}")
+        self._signal_programs("TERM")
+        self._agent.try_run(f"kill {self.pid}")
+
+    def _signal_programs(self, name: str) -> None:
+        """Send a signal to the children of the job's shell; the guest's busybox has no pkill."""
+        self._agent.try_run(
+            "for stat in /proc/[0-9]*/stat; do read pid name state parent rest <$stat; "
+            f"[ $parent = {self.pid} ] && kill -{name} $pid; done"
+        )

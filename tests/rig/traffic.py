@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ class Job(Protocol):
 
     def wait(self, timeout: float = ...) -> str:
         """Wait for its end and return what it printed."""
+
+    def interrupt(self) -> None:
+        """Ask it to come to its end in order."""
 
     def kill(self) -> None:
         """End it."""
@@ -69,6 +73,10 @@ class HostJob:
         if status:
             raise RigError(f"on the host: {self._command}: status {status}: {output.strip()}")
         return output
+
+    def interrupt(self) -> None:
+        """Ask it to come to its end in order."""
+        self._program.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         """End it."""
@@ -137,6 +145,11 @@ class Flow:
         self._receiver.wait_for_output("ready")
         shape = f" {size} {seconds:g} {rate}" if protocol == "udp" else f" {seconds:g}"
         self._sender = source.start(f"traffic {protocol}-send {address} {port}{shape}")
+
+    def stop(self) -> Tally:
+        """End it before its time. Raises RigError as :meth:`finish` does."""
+        self._sender.interrupt()
+        return self.finish()
 
     def finish(self) -> Tally:
         """Wait for its end. Raises RigError when the receiver did not learn of the end."""

@@ -1,0 +1,217 @@
+"""A guest that migrates back and forth between two QEMU processes under traffic both ways.
+
+The guest's end of the traffic migrates with it, in the guest's memory: what a receiver counted before the trip it still
+knows afterwards, so a datagram that comes twice, or too late, is seen whichever machine brought it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.rig.acceptance import GUEST_ADDRESS, HOST_ADDRESS, PREFIX, ping, settled
+from tests.rig.backend import Footprint
+from tests.rig.image import GuestImage
+from tests.rig.netns import Netns
+from tests.rig.places import BRIDGE, MakePlaces, Place, Plan, two_places
+from tests.rig.process import RigError, wait_until
+from tests.rig.qemu import Pinned, Qemu, TapNic
+from tests.rig.traffic import Flow, Host, Tally
+
+MEMORY = 128  # MiB
+ETH_P_RARP = 0x8035
+
+#: Datagrams a second each way, of all flows together.
+RATE = 1000
+
+#: Seconds, longer than any trip. Flows end when the guest has arrived.
+PATIENCE = 120.0
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One migration, as QEMU tells it.
+
+    Attributes:
+        milliseconds: from begin to end.
+        downtime: milliseconds for which the guest stood still.
+        megabytes: of memory, transferred.
+        rounds: how often the dirty pages were collected.
+    """
+
+    milliseconds: int
+    downtime: int
+    megabytes: float
+    rounds: int
+
+
+class Traveller:
+    """A guest that moves from place to place.
+
+    Attributes:
+        guest: the machine that it is on.
+        at: the number of its place.
+    """
+
+    def __init__(self, image: GuestImage, netns: Netns, places: list[Place], plan: Plan) -> None:
+        """Boot it at the first place. Raises RigError."""
+        self.at = 0
+        self._image = image
+        self._netns = netns
+        self._places = places
+        self._plan = plan
+        self._folder = tempfile.TemporaryDirectory(prefix="vhu-trip-")
+        self._roads = (Path(self._folder.name) / str(number) for number in itertools.count())
+        self._left: dict[int, Footprint] = {}  # what our back-ends held after the first departure
+        self.guest = self._machine(self.at)
+        self.guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
+        ping(netns)
+        self._memory = _Memory(self.guest)
+
+    def move(self) -> Trip:
+        """Move it to the other place and end the machine that it leaves.
+
+        Raises:
+            RigError: it did not get there, has forgotten something, or left something in our back-end.
+        """
+        road, there = next(self._roads), 1 - self.at
+        destination = self._machine(there, road)
+        try:
+            trip = migrate(self.guest, destination, road)
+            destination.take_over(self.guest)
+        except BaseException:
+            destination.close()
+            raise
+        self.guest.close()
+        self._check_left(self.at)
+        self.guest, self.at = destination, there
+        self._memory.check()
+        return trip
+
+    def close(self) -> None:
+        """End it."""
+        self.guest.close()
+        self._folder.cleanup()
+
+    def _machine(self, at: int, incoming: Path | None = None) -> Qemu:
+        nic = self._places[at].nic
+        return Qemu(
+            self._image,
+            [nic],
+            memory=MEMORY,
+            processors=self._plan.pairs,
+            netns=self._netns if isinstance(nic, TapNic) else None,
+            incoming=incoming,
+        )
+
+    def _check_left(self, at: int) -> None:
+        """Our back-end holds after each departure what it held after the first."""
+        backend = self._places[at].backend
+        if backend is None:
+            return
+        if at in self._left:
+            backend.wait_for_footprint(self._left[at])
+        else:
+            self._left[at] = settled(backend.footprint)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Memory:
+    """What only a guest that lives on can know: how far a shell has counted, in a variable and in a file of a tmpfs."""
+
+    def __init__(self, guest: Qemu) -> None:
+        self._job = guest.start("i=0; while usleep 50000; do i=$((i + 1)); echo $i; done")
+        self._counted = 0
+
+    def check(self) -> None:
+        """Raise RigError if it did not go on from where it was."""
+        counted = [int(line) for line in self._job.output.split()]
+        if counted != list(range(1, len(counted) + 1)) or len(counted) <= self._counted:
+            raise RigError(f"the guest had counted to {self._counted}, and now its count ends with {counted[-20:]}")
+        self._counted = len(counted)
+
+
+def migrate(source: Qemu, destination: Qemu, road: Path) -> Trip:
+    """Move a guest from one machine to another, which listens on `road`.
+
+    Raises:
+        RigError: QEMU gave up, or a machine ended.
+    """
+    source.qmp("migrate-set-parameters", max_bandwidth=1 << 30, downtime_limit=300)
+    source.qmp("migrate", uri=f"unix:{road}")
+    end = time.monotonic() + PATIENCE
+    while (state := source.qmp("query-migrate"))["status"] != "completed":
+        if state["status"] in ("failed", "cancelled") or time.monotonic() > end:
+            raise source.program.failure(f"the guest did not get there: {state}")
+        time.sleep(0.02)
+    wait_until(lambda: destination.qmp("query-status")["status"] == "running", 20, "the guest at its destination")
+    ram = state["ram"]
+    return Trip(state["total-time"], state["downtime"], round(ram["transferred"] / 1e6, 1), ram["dirty-sync-count"])
+
+
+@contextmanager
+def reverse_arps(netns: Netns) -> Iterator[socket.socket]:
+    """A socket that receives the reverse ARP packets on the bridge."""
+    with netns.open_socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_RARP)) as packets:
+        packets.bind((BRIDGE, ETH_P_RARP))
+        packets.settimeout(20)
+        yield packets
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+def trips(image: GuestImage, make: MakePlaces, plan: Plan, count: int) -> list[dict[str, Any]]:
+    """Move a guest back and forth, `count` trips in all, each under traffic both ways.
+
+    Returns:
+        Of each trip, what QEMU told of it, and how many datagrams each way were sent and lost.
+
+    Raises:
+        RigError: a trip failed, the guest forgot something, or a datagram came damaged, twice or too late.
+    """
+    with two_places(make, plan) as (netns, places), Traveller(image, netns, places, plan) as traveller:
+        host = Host(netns, image)
+        return [_trip_under_traffic(traveller, host, netns, plan) for _ in range(count)]
+
+
+def _trip_under_traffic(traveller: Traveller, host: Host, netns: Netns, plan: Plan) -> dict[str, Any]:
+    flows = two_way_flows(traveller.guest, host, plan.pairs)
+    trip = traveller.move()
+    ping(netns)
+    tallies = {way: [judged(way, flow.stop()) for flow in running] for way, running in flows.items()}
+    return asdict(trip) | {
+        way: {"sent": sum(tally.sent for tally in some), "lost": sum(tally.lost for tally in some)}
+        for way, some in tallies.items()
+    }
+
+
+def two_way_flows(guest: Qemu, host: Host, pairs: int) -> dict[str, list[Flow]]:
+    """Datagrams both ways, for each queue pair a flow that it sends and one that may come by it."""
+    ends = [Pinned(guest, pair) for pair in range(pairs)]
+    return {
+        "to the host": [Flow(end, host, HOST_ADDRESS, PATIENCE, protocol="udp", rate=RATE // pairs) for end in ends],
+        "to the guest": [Flow(host, end, GUEST_ADDRESS, PATIENCE, protocol="udp", rate=RATE // pairs) for end in ends],
+    }
+
+
+def judged(way: str, tally: Tally) -> Tally:
+    """The tally of a flow, in which nothing but loss may be wrong. Raises RigError."""
+    if not tally.intact or tally.late:
+        raise RigError(f"{way}: {tally}")
+    return tally
