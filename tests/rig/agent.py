@@ -10,6 +10,7 @@ import base64
 import itertools
 import os
 import select
+import signal
 import time
 
 from tests.rig.process import RigError
@@ -127,18 +128,14 @@ class GuestJob:
             raise RigError(f"in the guest: {self._command}: status {status.strip()}: {output.strip()}")
         return output
 
-    def interrupt(self) -> None:
-        """Ask it to come to its end in order."""
-        self._signal_programs("INT")
-
     def kill(self) -> None:
         """End it: the programs that it started first, then its shell."""
-        self._signal_programs("TERM")
+        self.send_signal(signal.SIGTERM)
         self._agent.try_run(f"kill {self.pid}")
 
-    def _signal_programs(self, name: str) -> None:
-        """Send a signal to the children of the job's shell; the guest's busybox has no pkill."""
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the programs that its shell started; the guest's busybox has no pkill."""
         self._agent.try_run(
             "for stat in /proc/[0-9]*/stat; do read pid name state parent rest <$stat; "
-            f"[ $parent = {self.pid} ] && kill -{name} $pid; done"
+            f"[ $parent = {self.pid} ] && kill -{number.value} $pid; done"
         )

@@ -30,17 +30,19 @@ _TAP_WITHOUT_OFFLOADS = ("tx", "off", "tso", "off", "gso", "off", "gro", "off")
 
 @dataclass(frozen=True)
 class Plan:
-    """What card a guest has, and what serves it.
+    """What card a guest has, what serves it, and how it migrates.
 
     Attributes:
         packed: the layout of its rings.
         pairs: queue pairs, each with a processor.
+        postcopy: it migrates before its memory does.
         card: more properties of the card.
         options: more words for our back-end's command line.
     """
 
     packed: bool = False
     pairs: int = 1
+    postcopy: bool = False
     card: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
@@ -102,7 +104,8 @@ def dpdk(netns: Netns, plan: Plan) -> Iterator[list[Place]]:
         sockets = [folder / tap for tap in TAPS]
         devices = []
         for number, (socket, tap) in enumerate(zip(sockets, TAPS, strict=True)):
-            devices += [vhost_back_end(socket, queues=plan.pairs, number=number), tap_port(tap, number=number)]
+            port = vhost_back_end(socket, queues=plan.pairs, number=number)
+            devices += [f"{port},postcopy-support={int(plan.postcopy)}", tap_port(tap, number=number)]
         options = ["--forward-mode=io", "--no-flush-rx", "--auto-start"]
         stack.enter_context(Testpmd(devices, queues=plan.pairs, memory=512, netns=netns, options=options))
         for tap in TAPS:

@@ -27,8 +27,8 @@ class Job(Protocol):
     def wait(self, timeout: float = ...) -> str:
         """Wait for its end and return what it printed."""
 
-    def interrupt(self) -> None:
-        """Ask it to come to its end in order."""
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
 
     def kill(self) -> None:
         """End it."""
@@ -74,9 +74,9 @@ class HostJob:
             raise RigError(f"on the host: {self._command}: status {status}: {output.strip()}")
         return output
 
-    def interrupt(self) -> None:
-        """Ask it to come to its end in order."""
-        self._program.send_signal(signal.SIGINT)
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._program.send_signal(number)
 
     def kill(self) -> None:
         """End it."""
@@ -148,8 +148,16 @@ class Flow:
 
     def stop(self) -> Tally:
         """End it before its time. Raises RigError as :meth:`finish` does."""
-        self._sender.interrupt()
+        self._sender.send_signal(signal.SIGINT)
         return self.finish()
+
+    def hold(self) -> None:
+        """Let the receiver stand still; what comes waits in its kernel, as it came, until :meth:`go_on`."""
+        self._receiver.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the receiver look at what has come since :meth:`hold`."""
+        self._receiver.send_signal(signal.SIGCONT)
 
     def finish(self) -> Tally:
         """Wait for its end. Raises RigError when the receiver did not learn of the end."""
