@@ -12,6 +12,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder,
 #: The modules that are compiled where a C compiler works.
 MODULES = (
     "vhostuser.virtio.memory",
+    "vhostuser.virtio.dirty",
     "vhostuser.virtio.timeline",
     "vhostuser.virtio.ring",
     "vhostuser.virtio.split",

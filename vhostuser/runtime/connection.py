@@ -22,6 +22,7 @@ from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.complaints import Complaints
+from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
+PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ | ProtocolFeature.LOG_SHMFD
 
 
 @dataclass
@@ -86,7 +87,7 @@ def offer_of(device: Device) -> Offer:
         protocol |= ProtocolFeature.MQ
     if device.announces:
         protocol |= ProtocolFeature.RARP
-    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES, protocol, device.num_rings)
+    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
 class Connection:
@@ -95,6 +96,7 @@ class Connection:
     Attributes:
         session: the protocol's state.
         memory: the present memory table.
+        logging: the dirty log.
         vrings: what is known of each ring.
         counters: the counters of the groups that have ended, summed by name.
     """
@@ -105,6 +107,7 @@ class Connection:
         self.device = device
         self.session = BackendSession(offer_of(device))
         self.memory = GuestMemory()
+        self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
         self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
@@ -147,6 +150,10 @@ class Connection:
         async with trio.open_nursery() as nursery:
             for number, live in self._groups.items():
                 nursery.start_soon(self._in_turn, live.group, partial(function, number, live.group.pump))
+
+    async def log_anew(self) -> None:
+        """Have the rings of all groups log as the front-end has told by now."""
+        await self.in_turns(self._log_anew)
 
     @staticmethod
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
@@ -220,10 +227,10 @@ class Connection:
         if addr is None or not num or not self.memory.mappings:
             return
         sizes = area_sizes(self.session.features, num)
-        areas = sorted(zip(_areas(addr), sizes, AREAS, strict=True))
-        for address, size, name in areas:
+        placed = sorted(zip(areas(addr), sizes, AREAS, strict=True))
+        for address, size, name in placed:
             self.memory.ring_address(address, size, f"vring {index}: {name}")
-        for (lower, size, below), (upper, _, above) in pairwise(areas):
+        for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
@@ -306,10 +313,11 @@ class Connection:
 
     def _open_group(self, number: int) -> LiveGroup:
         assert self._nursery is not None
+        features = self.session.features & ~int(VhostFeature.LOG_ALL)  # no driver acknowledges that
         if not self._groups:
-            self.device.driver_started(self.session.features)
+            self.device.driver_started(features)
         try:
-            pump = self.device.pump(number, self.session.features)
+            pump = self.device.pump(number, features)
         except OSError as error:
             if not self._groups:
                 self.device.driver_stopped()
@@ -353,6 +361,7 @@ class Connection:
             vring.close("kick", "call", "err")
         if self.backend_req is not None:
             self.backend_req.close()
+        self.logging.close()
         for memory in (*self._retired, self.memory):
             memory.close()
 
@@ -371,11 +380,17 @@ class Connection:
         features = self.session.features
         ring.configure(
             vring.num,
-            _areas(vring.addr),
+            areas(vring.addr),
             bool(features & VirtioFeature.RING_EVENT_IDX),
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
         ring.adopt(self.memory)
+        self.logging.tell(ring, vring.addr, features)
+
+    def _log_anew(self, number: int, pump: Pump) -> None:
+        for ring in pump.rings:
+            if ring.started and (addr := self.vrings[ring.index].addr) is not None:
+                self.logging.tell(ring, addr, self.session.features)
 
     @staticmethod
     def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
@@ -392,7 +407,7 @@ class Connection:
 AREAS = ("descriptor", "available", "used")
 
 
-def _areas(addr: VringAddr) -> tuple[int, int, int]:
+def areas(addr: VringAddr) -> tuple[int, int, int]:
     """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
     return addr.descriptor, addr.available, addr.used
 

@@ -32,6 +32,7 @@ static inline unsigned short vu_load_acquire_u16(vu_address a) { return __atomic
 static inline void vu_store_release_u16(vu_address a, unsigned short v) { __atomic_store_n(VU_AT(uint16_t, a), v, __ATOMIC_RELEASE); }
 static inline unsigned int vu_load_acquire_u32(vu_address a) { return __atomic_load_n(VU_AT(uint32_t, a), __ATOMIC_ACQUIRE); }
 static inline void vu_store_release_u32(vu_address a, unsigned int v) { __atomic_store_n(VU_AT(uint32_t, a), v, __ATOMIC_RELEASE); }
+static inline void vu_set_bit(vu_address a, int bit) { __atomic_fetch_or(VU_AT(uint8_t, a), (uint8_t)(1u << bit), __ATOMIC_SEQ_CST); }
 static inline void vu_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void vu_copy(vu_address to, vu_address from, unsigned long long size) {
     memcpy(VU_AT(void, to), VU_AT(void, from), size);

@@ -12,6 +12,7 @@ cdef extern from "primitives.h" nogil:
     void store_release_u16 "vu_store_release_u16"(unsigned long long address, unsigned short value) noexcept
     unsigned int load_acquire_u32 "vu_load_acquire_u32"(unsigned long long address) noexcept
     void store_release_u32 "vu_store_release_u32"(unsigned long long address, unsigned int value) noexcept
+    void set_bit "vu_set_bit"(unsigned long long address, int bit) noexcept
     void fence "vu_fence"() noexcept
     void copy "vu_copy"(unsigned long long to, unsigned long long source, unsigned long long size) noexcept
     void prefetch "vu_prefetch"(unsigned long long address) noexcept

@@ -310,6 +310,7 @@ class Receiver:
         i: cython.int = 0
         end: cython.int
         used: cython.int
+        read: cython.long
         got: cython.long
         while i < taken and self.large:
             if self.ring.size[i] < self.header_size:
@@ -319,11 +320,13 @@ class Receiver:
             end = self.window(i, taken)
             if end < 0:
                 break
-            got = self.check(self.read_window(i, end))
+            read = self.read_window(i, end)
+            got = self.check(read)
             if got == _NOTHING:
                 break
             self.large -= 1
             if got < 0 or not self.wanted_in(i):
+                self.ring.log_written(i, read)
                 continue
             used = self.spread(i, end, got)
             if used == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vhostuser.errors import FdError
 from vhostuser.fds import OwnedFd
-from vhostuser.runtime.connection import Connection, Vring
+from vhostuser.runtime.connection import Connection, Vring, areas
 from vhostuser.runtime.handlers.registry import handles
 from vhostuser.transport.eventfds import check_notifier
 from vhostuser.wire.messages import Message, Payload, VringAddr, VringFd, VringState
@@ -46,8 +46,11 @@ async def _set_vring_addr(connection: Connection, message: Message) -> None:
     assert isinstance(message.payload, VringAddr)
     vring = connection.vrings[message.payload.index]
     connection.check_addresses(vring.index, vring.num, message.payload)
-    vring.addr = message.payload
-    await _refresh_if_started(connection, vring)
+    before, vring.addr = vring.addr, message.payload
+    if vring.live and before is not None and areas(before) == areas(vring.addr):
+        await connection.log_anew()  # a chain that a device works on stays where it is
+    else:
+        await _refresh_if_started(connection, vring)
 
 
 @handles(R.SET_VRING_KICK)
