@@ -27,16 +27,12 @@ from tests.rig.traffic import End, Flow, Host, Tally
 
 MEMORY = 128  # MiB
 ETH_P_RARP = 0x8035
+HEADERS = 28  # bytes of a packet before a datagram's payload
+SMALLEST = 24  # bytes of a datagram, by the traffic program
 
-#: Datagrams a second each way, of all flows together.
-RATE = 1000
-
-#: What these flows bring stays in the buffers in which the back-end put it until the guest has arrived. A page that the
-#: back-end wrote and did not log is seen then; of other pages the guest has seldom any use after a trip.
+#: What these flows bring stays in the buffers where the back-end put it until the guest has arrived: a page that the
+#: back-end wrote and did not log is seen then. The guest's driver writes to the ends of small packets' buffers itself.
 LATER = "to the guest, read after the trip"
-
-#: Bytes a second for memory, before the guest moves. It must be too slow for all of it if most is to come afterwards.
-FAST, SLOW = 1 << 30, 10 << 20
 
 #: Seconds, longer than any trip. Flows end when the guest has arrived.
 PATIENCE = 120.0
@@ -79,6 +75,7 @@ class Traveller:
         self._left: dict[int, Footprint] = {}  # what our back-ends held after the first departure
         self.guest = self._machine(self.at)
         self.guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
+        self.guest.run(f"ip link set eth0 mtu {plan.mtu}")
         ping(netns)
         self._memory = _Memory(self.guest)
 
@@ -91,7 +88,7 @@ class Traveller:
         road, there = next(self._roads), 1 - self.at
         destination = self._machine(there, road)
         try:
-            trip = migrate(self.guest, destination, road, postcopy=self._plan.postcopy)
+            trip = migrate(self.guest, destination, road, self._plan)
             destination.take_over(self.guest)
         except BaseException:
             destination.close()
@@ -152,24 +149,23 @@ class _Memory:
         self._counted = len(counted)
 
 
-def migrate(source: Qemu, destination: Qemu, road: Path, *, postcopy: bool = False) -> Trip:
+def migrate(source: Qemu, destination: Qemu, road: Path, plan: Plan) -> Trip:
     """Move a guest from one machine to another, which listens on `road`.
 
     Args:
         source: where it is.
         destination: where it goes.
         road: a UNIX socket.
-        postcopy: let it go on at its destination while most of its memory is still on its way.
+        plan: how.
 
     Raises:
         RigError: QEMU gave up, or a machine ended.
     """
     for machine in (source, destination):
-        machine.qmp("migrate-set-capabilities", capabilities=[{"capability": "postcopy-ram", "state": postcopy}])
-    bandwidth = SLOW if postcopy else FAST
-    source.qmp("migrate-set-parameters", max_bandwidth=bandwidth, downtime_limit=300)
+        machine.qmp("migrate-set-capabilities", capabilities=[{"capability": "postcopy-ram", "state": plan.postcopy}])
+    source.qmp("migrate-set-parameters", max_bandwidth=plan.bandwidth, downtime_limit=300)
     source.qmp("migrate", uri=f"unix:{road}")
-    if postcopy:
+    if plan.postcopy:
         _wait_for_status(source, "active")
         source.qmp("migrate-start-postcopy")
     state = _wait_for_status(source, "completed")
@@ -219,7 +215,7 @@ def trips(image: GuestImage, make: MakePlaces, plan: Plan, count: int) -> list[d
 
 
 def _trip_under_traffic(traveller: Traveller, host: Host, netns: Netns, plan: Plan) -> dict[str, Any]:
-    flows = _flows(traveller.guest, host, plan.pairs)
+    flows = _flows(traveller.guest, host, plan)
     for flow in flows[LATER]:
         flow.hold()
     trip = traveller.move()
@@ -233,19 +229,20 @@ def _trip_under_traffic(traveller: Traveller, host: Host, netns: Netns, plan: Pl
     }
 
 
-def _flows(guest: Qemu, host: Host, pairs: int) -> dict[str, list[Flow]]:
+def _flows(guest: Qemu, host: Host, plan: Plan) -> dict[str, list[Flow]]:
     """Datagrams both ways: of each kind a flow for every queue pair."""
 
-    def start(rate: int, *, to_guest: bool) -> list[Flow]:
+    def start(rate: int, smallest: int, *, to_guest: bool) -> list[Flow]:
         ends: list[tuple[End, End]] = [(host, end) if to_guest else (end, host) for end in processors]
         address = GUEST_ADDRESS if to_guest else HOST_ADDRESS
-        return [Flow(*both, address, PATIENCE, protocol="udp", rate=rate // pairs) for both in ends]
+        size = f"{smallest}-{plan.mtu - HEADERS}"
+        return [Flow(*both, address, PATIENCE, protocol="udp", size=size, rate=rate // plan.pairs) for both in ends]
 
-    processors = [Pinned(guest, pair) for pair in range(pairs)]
+    processors = [Pinned(guest, pair) for pair in range(plan.pairs)]
     return {
-        "to the host": start(RATE, to_guest=False),
-        "to the guest": start(RATE // 2, to_guest=True),
-        LATER: start(RATE // 2, to_guest=True),
+        "to the host": start(plan.rate, SMALLEST, to_guest=False),
+        "to the guest": start(plan.rate // 2, SMALLEST, to_guest=True),
+        LATER: start(plan.rate // 2, plan.mtu // 2, to_guest=True),
     }
 
 

@@ -30,18 +30,24 @@ _TAP_WITHOUT_OFFLOADS = ("tx", "off", "tso", "off", "gso", "off", "gro", "off")
 
 @dataclass(frozen=True)
 class Plan:
-    """What card a guest has, what serves it, and how it migrates.
+    """What card a guest has, what serves it, what it sends and is sent, how it migrates.
 
     Attributes:
         packed: the layout of its rings.
         pairs: queue pairs, each with a processor.
-        postcopy: it migrates before its memory does.
+        mtu: of the card and of the taps.
+        rate: datagrams a second each way.
+        bandwidth: bytes of memory a second, before the guest moves.
+        postcopy: it moves while most of its memory is still to come; the bandwidth has to be too small for all of it.
         card: more properties of the card.
         options: more words for our back-end's command line.
     """
 
     packed: bool = False
     pairs: int = 1
+    mtu: int = 1500
+    rate: int = 1000
+    bandwidth: int = 1 << 30
     postcopy: bool = False
     card: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -83,7 +89,7 @@ def ours(netns: Netns, plan: Plan) -> Iterator[list[Place]]:
         places = []
         for tap in TAPS:
             backend = stack.enter_context(Backend(netns, tap=tap, options=words))
-            _join(netns, tap)
+            _join(netns, tap, plan.mtu)
             nic = VhostUserNic(backend.socket, queues=plan.pairs, options=plan.properties())
             places.append(Place(nic, tap, backend))
         yield places
@@ -109,7 +115,7 @@ def dpdk(netns: Netns, plan: Plan) -> Iterator[list[Place]]:
         options = ["--forward-mode=io", "--no-flush-rx", "--auto-start"]
         stack.enter_context(Testpmd(devices, queues=plan.pairs, memory=512, netns=netns, options=options))
         for tap in TAPS:
-            _join(netns, tap)
+            _join(netns, tap, plan.mtu)
             netns.run("ethtool", "-K", tap, *_TAP_WITHOUT_OFFLOADS)
         netns.run("ethtool", "-K", BRIDGE, "tx", "off")
         yield [Place(_without_offloads(socket, plan), tap) for socket, tap in zip(sockets, TAPS, strict=True)]
@@ -120,13 +126,13 @@ def plain(netns: Netns, plan: Plan) -> Iterator[list[Place]]:
     """QEMU's own back-end, with one queue pair."""
     for tap in TAPS:
         netns.ip("tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr")
-        _join(netns, tap)
+        _join(netns, tap, plan.mtu)
     yield [Place(TapNic(tap, plan.properties()), tap) for tap in TAPS]
 
 
-def _join(netns: Netns, tap: str) -> None:
+def _join(netns: Netns, tap: str, mtu: int) -> None:
     netns.wait_for_link(tap)
-    netns.ip("link", "set", tap, "master", BRIDGE, "up")
+    netns.ip("link", "set", tap, "mtu", str(mtu), "master", BRIDGE, "up")
 
 
 def _without_offloads(socket: Path, plan: Plan) -> VhostUserNic:
