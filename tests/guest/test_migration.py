@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.rig.image import GuestImage
-from tests.rig.migration import Traveller, reverse_arps, trips
+from tests.rig.migration import Traveller, reverse_arps, trips, with_large_packets
 from tests.rig.netns import Netns
 from tests.rig.places import TAPS, Plan, ours, two_places
 from tests.rig.process import wait_until
@@ -27,7 +27,11 @@ def learnt(netns: Netns) -> str:
     return found[1] if found else ""
 
 
-@pytest.mark.parametrize("plan", [Plan(), Plan(packed=True, pairs=4)], ids=["split, one pair", "packed, four pairs"])
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(rate=400), with_large_packets(Plan(packed=True, pairs=2, rate=400))],
+    ids=["split, one pair", "packed, two pairs, large packets"],
+)
 def test_there_and_back_under_traffic(image: GuestImage, plan: Plan) -> None:
     for trip in trips(image, ours, plan, 2):
         assert trip["to the host"]["lost"] == 0, trip

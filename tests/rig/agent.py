@@ -62,7 +62,7 @@ class Agent:
         return int(status), output.decode(errors="replace")
 
     def start(self, command: str) -> GuestJob:
-        """Start a shell command in the background of the guest."""
+        """Start a program in the background of the guest."""
         return GuestJob(self, command, f"/tmp/job.{next(self._numbers)}")
 
     def move(self, fd: int) -> None:
@@ -92,13 +92,13 @@ class Agent:
 
 
 class GuestJob:
-    """A command that runs in the background of a guest."""
+    """A simple command, one program, that runs in the background of a guest."""
 
     def __init__(self, agent: Agent, command: str, name: str) -> None:
         self._agent = agent
         self._command = command
         self._name = name
-        self.pid = int(agent.run(f"({command}; echo $? >{name}.rc) >{name} 2>&1 </dev/null & echo $!").split()[-1])
+        agent.run(f"({command} & echo $! >{name}.pid; wait $!; echo $? >{name}.rc) >{name} 2>&1 </dev/null &")
 
     @property
     def output(self) -> str:
@@ -123,19 +123,15 @@ class GuestJob:
             timeout + 30,
         )
         output = self.output
-        self._agent.run(f"rm -f {self._name} {self._name}.rc")
+        self._agent.run(f"rm -f {self._name} {self._name}.rc {self._name}.pid")
         if int(status):
             raise RigError(f"in the guest: {self._command}: status {status.strip()}: {output.strip()}")
         return output
 
     def kill(self) -> None:
-        """End it: the programs that it started first, then its shell."""
+        """End it."""
         self.send_signal(signal.SIGTERM)
-        self._agent.try_run(f"kill {self.pid}")
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the programs that its shell started; the guest's busybox has no pkill."""
-        self._agent.try_run(
-            "for stat in /proc/[0-9]*/stat; do read pid name state parent rest <$stat; "
-            f"[ $parent = {self.pid} ] && kill -{number.value} $pid; done"
-        )
+        """Send it a signal."""
+        self._agent.try_run(f"kill -{number.value} $(cat {self._name}.pid)")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import socket
+import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,7 @@ from tests.rig.acceptance import GUEST_ADDRESS, HOST_ADDRESS, PREFIX, ping, sett
 from tests.rig.backend import Footprint
 from tests.rig.image import GuestImage
 from tests.rig.netns import Netns
-from tests.rig.places import BRIDGE, MakePlaces, Place, Plan, two_places
+from tests.rig.places import BRIDGE, MakePlaces, Place, Plan, dpdk, ours, ours_like_dpdk, two_places
 from tests.rig.process import RigError, wait_until
 from tests.rig.qemu import Pinned, Qemu, TapNic
 from tests.rig.traffic import End, Flow, Host, Tally
@@ -33,6 +34,8 @@ SMALLEST = 24  # bytes of a datagram, by the traffic program
 #: What these flows bring stays in the buffers where the back-end put it until the guest has arrived: a page that the
 #: back-end wrote and did not log is seen then. The guest's driver writes to the ends of small packets' buffers itself.
 LATER = "to the guest, read after the trip"
+
+WAYS = ("to the host", "to the guest", LATER)
 
 #: Seconds, longer than any trip. Flows end when the guest has arrived.
 PATIENCE = 120.0
@@ -75,7 +78,8 @@ class Traveller:
         self._left: dict[int, Footprint] = {}  # what our back-ends held after the first departure
         self.guest = self._machine(self.at)
         self.guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
-        self.guest.run(f"ip link set eth0 mtu {plan.mtu}")
+        # its kernel would keep no more than a few megabytes of datagrams for programs that do not read them
+        self.guest.run(f"ip link set eth0 mtu {plan.mtu}; echo {3 * '65536 '} >/proc/sys/net/ipv4/udp_mem")
         ping(netns)
         self._memory = _Memory(self.guest)
 
@@ -138,7 +142,7 @@ class _Memory:
     """What only a guest that lives on can know: how far a shell has counted, in a variable and in a file of a tmpfs."""
 
     def __init__(self, guest: Qemu) -> None:
-        self._job = guest.start("i=0; while usleep 50000; do i=$((i + 1)); echo $i; done")
+        self._job = guest.start("sh -c 'i=0; while usleep 50000; do i=$((i + 1)); echo $i; done'")
         self._counted = 0
 
     def check(self) -> None:
@@ -197,7 +201,64 @@ def reverse_arps(netns: Netns) -> Iterator[socket.socket]:
         yield packets
 
 
-# ---- the run ---------------------------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def against_dpdk(image: GuestImage, round_trips: int) -> dict[str, Any]:
+    """Round trips over our back-end and over DPDK's, with either layout, with one and with four queue pairs.
+
+    Large packets go over ours alone: testpmd would need other buffers for them.
+
+    Returns:
+        Of each, what a trip took and what it lost.
+
+    Raises:
+        RigError: as :func:`trips`; or more was lost over our back-end than over DPDK's.
+    """
+    told = {}
+    for packed, pairs in itertools.product((False, True), (1, 4)):
+        plan = Plan(packed, pairs)
+        made = {
+            "vhostuser": trips(image, ours_like_dpdk, plan, 2 * round_trips),
+            "DPDK": trips(image, dpdk, plan, 2 * round_trips),
+            "vhostuser, large packets": trips(image, ours, with_large_packets(plan), 2 * round_trips),
+        }
+        name = f"{'packed' if packed else 'split'}, queue pairs: {pairs}"
+        told[name] = {subject: summary(some) for subject, some in made.items()}
+        lost = {subject: sum(trip[way]["lost"] for trip in some for way in WAYS) for subject, some in made.items()}
+        if lost["vhostuser"] > lost["DPDK"]:
+            raise RigError(f"{name}: more datagrams were lost than with DPDK's back-end: {told}")
+    return told
+
+
+def with_large_packets(plan: Plan) -> Plan:
+    """The same with packets of more than a page, which wait for as long in a large ring as the memory travels.
+
+    The guest's driver zeroes a buffer when it makes it available, and then leaves it to the back-end: without the log,
+    what the back-end puts there after that page was transferred would be lost.
+    """
+    return replace(plan, mtu=9000, rate=plan.rate // 2, bandwidth=64 << 20, card=(*plan.card, "rx_queue_size=1024"))
+
+
+def summary(made: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of many trips: least, median and most of each figure, and all datagrams."""
+
+    def spread(values: Iterable[float]) -> list[float]:
+        ordered = sorted(values)
+        return [ordered[0], statistics.median(ordered), ordered[-1]]
+
+    figures = {
+        name: spread(trip[name] for trip in made) for name in ("milliseconds", "downtime", "megabytes", "rounds")
+    }
+    traffic = {
+        way: {
+            "sent": sum(trip[way]["sent"] for trip in made),
+            "lost": sum(trip[way]["lost"] for trip in made),
+            "lost in a trip": spread(trip[way]["lost"] for trip in made),
+        }
+        for way in WAYS
+    }
+    return {"trips": len(made)} | figures | traffic
 
 
 def trips(image: GuestImage, make: MakePlaces, plan: Plan, count: int) -> list[dict[str, Any]]:
@@ -223,6 +284,8 @@ def _trip_under_traffic(traveller: Traveller, host: Host, netns: Netns, plan: Pl
         flow.go_on()
     ping(netns)
     tallies = {way: [judged(way, flow.stop()) for flow in running] for way, running in flows.items()}
+    if refused := traveller.guest.snmp("Udp", "InCsumErrors"):
+        raise RigError(f"the guest's kernel refused {refused} datagrams that were damaged")
     return asdict(trip) | {
         way: {"sent": sum(tally.sent for tally in some), "lost": sum(tally.lost for tally in some)}
         for way, some in tallies.items()
@@ -230,19 +293,18 @@ def _trip_under_traffic(traveller: Traveller, host: Host, netns: Netns, plan: Pl
 
 
 def _flows(guest: Qemu, host: Host, plan: Plan) -> dict[str, list[Flow]]:
-    """Datagrams both ways: of each kind a flow for every queue pair."""
+    """Datagrams both ways, by every queue pair."""
 
-    def start(rate: int, smallest: int, *, to_guest: bool) -> list[Flow]:
-        ends: list[tuple[End, End]] = [(host, end) if to_guest else (end, host) for end in processors]
-        address = GUEST_ADDRESS if to_guest else HOST_ADDRESS
-        size = f"{smallest}-{plan.mtu - HEADERS}"
-        return [Flow(*both, address, PATIENCE, protocol="udp", size=size, rate=rate // plan.pairs) for both in ends]
+    def start(ends: tuple[End, End], part: int, smallest: int) -> Flow:
+        size, rate = f"{smallest}-{plan.mtu - HEADERS}", plan.rate // part
+        address = HOST_ADDRESS if ends[1] is host else GUEST_ADDRESS
+        return Flow(*ends, address, PATIENCE, protocol="udp", size=size, rate=rate)
 
     processors = [Pinned(guest, pair) for pair in range(plan.pairs)]
     return {
-        "to the host": start(plan.rate, SMALLEST, to_guest=False),
-        "to the guest": start(plan.rate // 2, SMALLEST, to_guest=True),
-        LATER: start(plan.rate // 2, plan.mtu // 2, to_guest=True),
+        "to the host": [start((processor, host), plan.pairs, SMALLEST) for processor in processors],
+        "to the guest": [start((host, processor), 2 * plan.pairs, SMALLEST) for processor in processors],
+        LATER: [start((host, guest), 2, plan.mtu // 2)],
     }
 
 

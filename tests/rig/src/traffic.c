@@ -229,8 +229,9 @@ static int udp_send(const char *host, const char *port, const char *size, double
     double start = now(), time;
     uint32_t sent = 0;
     while ((time = now()) - start < seconds && !interrupted) {
-        if (rate > 0 && sent > (time - start) * rate) {
-            usleep(200);
+        double early = rate > 0 ? sent / rate - (time - start) : 0;
+        if (early > 0) {
+            usleep(early * 1e6 + 1);
             continue;
         }
         uint32_t length = smallest + sent * 7919u % (largest - smallest + 1);
