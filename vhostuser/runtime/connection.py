@@ -21,9 +21,12 @@ import trio
 from vhostuser.device import Device, Queue
 from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
+from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
@@ -40,11 +43,20 @@ from vhostuser.wire.requests import Direction
 
 log = logging.getLogger(__name__)
 
-#: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
-Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
+#: Carries out one admitted request: the body of its own reply (with descriptors, as Done), or None. Raises a
+#: VhostUserError to refuse.
+Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ | ProtocolFeature.LOG_SHMFD
+PROTOCOL_FEATURES = (
+    ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+    | ProtocolFeature.GPA_ADDRESSES
+)
 
 
 @dataclass
@@ -74,6 +86,7 @@ class LiveGroup:
     """A queue group with at least one live ring."""
 
     group: Group
+    fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -87,6 +100,14 @@ def offer_of(device: Device) -> Offer:
         protocol |= ProtocolFeature.MQ
     if device.announces:
         protocol |= ProtocolFeature.RARP
+    if device.has_config:
+        protocol |= ProtocolFeature.CONFIG
+    if device.max_state:
+        protocol |= ProtocolFeature.DEVICE_STATE
+    if device.shares_objects:
+        protocol |= ProtocolFeature.SHARED_OBJECT
+    if device.shmem_regions:
+        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
     return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
@@ -98,6 +119,9 @@ class Connection:
         memory: the present memory table.
         logging: the dirty log.
         vrings: what is known of each ring.
+        backend_channel: for requests of ours to the front-end.
+        calls: those that the device makes.
+        state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
 
@@ -109,10 +133,12 @@ class Connection:
         self.memory = GuestMemory()
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
-        self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
+        self.backend_channel = BackendChannel(self.session, self._complaints)
+        self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
+        self.state_transfer: StateTransfer | None = None
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -129,12 +155,14 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self.device.front_end = self.calls
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
                     nursery.cancel_scope.cancel()
-                    self._tell_device(set())
+                    self.device.front_end = None
+                    self._tell_device()
         finally:
             self._release()
 
@@ -160,6 +188,11 @@ class Connection:
         with suppress(GroupEndedError):
             await group.call(function)
 
+    def start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a task until it is done or the connection ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function)
+
     def check_foreign(self, fd: OwnedFd, name: str) -> None:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
         if self._channel.is_other_end(fd.fileno()):
@@ -174,7 +207,8 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
-            self._tell_device(self._running_rings())
+            self._tell_device()
+            self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
                 log.debug("< %s", reply)
@@ -191,17 +225,22 @@ class Connection:
             handler = self._handlers.get(message.request)
             if handler is None:
                 raise UnsupportedRequestError(f"{message.name} is not supported")
-            return message, Done(await handler(self, message))
+            done = await handler(self, message)
+            return message, done if isinstance(done, Done) else Done(done)
         except VhostUserError as error:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, and enabled."""
+        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            return set()
         states = zip(self.vrings, self.session.vrings, strict=True)
-        return {vring.index for vring, status in states if vring.live and status.enabled}
+        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
+        return {index for index in enabled if not self.ring(index).fault}
 
-    def _tell_device(self, running: set[int]) -> None:
+    def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
+        running = self._running_rings()
         for index in sorted(self._running ^ running):
             self.device.ring_running(index, index in running)
         self._running = running
@@ -233,6 +272,11 @@ class Connection:
         for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
+
+    def rings_in(self, addresses: range) -> list[int]:
+        """The live rings of which some part begins there."""
+        placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
+        return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
 
     def check_base(self, index: int, num: int, base: int) -> None:
         """Judge where a ring of `num` descriptors shall go on; 0: its size is not known yet, nor judged.
@@ -287,7 +331,7 @@ class Connection:
                 await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
-        """Use a new memory table everywhere, and unmap the old one, which nobody reads any more then.
+        """Use a new memory table everywhere, and unmap what it lacks of the old one, which nobody reads any more then.
 
         All groups are asked at once: one that is slow to answer keeps none of the others waiting.
         """
@@ -297,7 +341,7 @@ class Connection:
             for number, live in self._groups.items():
                 nursery.start_soon(self._adopt_in_group, number, live.group, memory)
         self._retired.remove(old)
-        old.close()
+        old.close(memory)
 
     async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
         with suppress(GroupEndedError):  # it reads no memory any more
@@ -326,10 +370,10 @@ class Connection:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
+            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, lambda: live.fault.set())
             queue = Queue(pump, group.call)
         else:
-            group = Group(pump, complaints=self._complaints)
+            group = Group(pump, complaints=self._complaints, on_fault=lambda: live.fault.set())
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live
@@ -340,6 +384,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     if queue is not None:
                         nursery.start_soon(self._serve, queue)
+                    nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
             _add(self.counters, live.group.pump.counters())
@@ -347,6 +392,13 @@ class Connection:
             if not self._groups:
                 self.device.driver_stopped()
             live.ended.set()
+
+    async def _watch_faults(self, live: LiveGroup) -> None:
+        """Tell the device of rings that broke, here, where a port that fails over it ends the connection."""
+        while True:
+            await live.fault.wait()
+            live.fault = trio.Event()
+            self._tell_device()
 
     async def _serve(self, queue: Queue) -> None:
         """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
@@ -359,9 +411,8 @@ class Connection:
     def _release(self) -> None:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
-        if self.backend_req is not None:
-            self.backend_req.close()
         self.logging.close()
+        self.backend_channel.close()
         for memory in (*self._retired, self.memory):
             memory.close()
 

@@ -5,8 +5,8 @@ Must not know which message brought a region, nor which ring reads it.
 A :class:`Mapping` is one region mapped from a descriptor after every check that can be made: kind of file, sizes,
 wraps, file length, page and huge-page alignment; whatever else comes in a peer's file is a :class:`FileMapping`. A
 :class:`GuestMemory` is a snapshot of all regions, sorted by guest-physical address. It never changes: a new table is a
-new object, which each queue group adopts between two turns, and the old one is closed when all have. (The ancestor,
-vhost-net, does the same with RCU.)
+new object, which may share regions with the old one. Each queue group adopts it between two turns; what the old one
+alone had is unmapped when all have. (The ancestor, vhost-net, does the same with RCU.)
 
 :meth:`GuestMemory.translate` has three answers. A number of iovecs: a range may span neighbouring regions, and each
 piece is one iovec. ``FAULT``: some byte of it is nowhere. ``MISS``: nowhere *yet*, ask the front-end and try again
@@ -169,10 +169,12 @@ class GuestMemory:
         by_host = sorted((mapping.host_address, mapping.guest_phys_addr) for mapping in ordered)
         self.hosts = array("Q", [n for pair in by_host for n in pair] or [0, 0])
 
-    def close(self) -> None:
-        """Unmap every region."""
+    def close(self, successor: GuestMemory | None = None) -> None:
+        """Unmap every region, but for those that `successor` has taken over."""
+        kept = set() if successor is None else set(successor.mappings)
         for mapping in self.mappings:
-            mapping.close()
+            if mapping not in kept:
+                mapping.close()
 
     def find(self, address: cython.ulonglong, hint: cython.int) -> cython.int:
         """The row that holds `address`, or -1; `hint` is a row to try first."""
