@@ -39,7 +39,7 @@ async def slots(victim: Victim, request: pytest.FixtureRequest) -> AsyncIterator
 @pytest.fixture
 async def plugged(slots: FrontEnd) -> AsyncIterator[Running]:
     """The same with rings that run in the first of four regions, all of which were added one by one."""
-    with GuestRam(LAYOUT) as memory:
+    with GuestRam(LAYOUT, seals=0) as memory:
         for one in memory.regions:
             await slots.add_mem_reg(one)
         with closing(await NetDriver.open_pair(slots, memory, 0)) as driver:
@@ -140,6 +140,34 @@ async def test_a_region_that_overlaps_is_refused_alone(victim: Victim, plugged: 
         await refused(plugged.front_end, add(theirs, 1 << 40))
         await refused(plugged.front_end, ask(R.ADD_MEM_REG, SingleRegion(region(1 << 40, 0, 1 << 40)), [fd]))
     await exchange(victim, plugged.driver)
+
+
+@pytest.mark.proves("VU-SLOT-9")
+async def test_a_region_that_is_told_again_has_to_be_removed_as_often(victim: Victim, plugged: Running) -> None:
+    """As QEMU does for each queue pair. It takes no further slot and no further mapping."""
+    begin, front_end = LAYOUT[1][0], plugged.front_end
+    for _ in range(3):
+        await front_end.add_mem_reg(plugged.memory.regions[1])
+    for _ in range(3):
+        await front_end.rem_mem_reg(plugged.memory.regions[1])
+        assert mappings_of(begin) == 2
+    await front_end.rem_mem_reg(plugged.memory.regions[1])
+    assert mappings_of(begin) == 1
+    with pytest.raises(RefusedError):
+        await front_end.rem_mem_reg(plugged.memory.regions[1])
+    await exchange(victim, plugged.driver)
+
+
+@pytest.mark.proves("VU-SLOT-9")
+async def test_another_file_at_the_same_place_is_no_repetition(plugged: Running) -> None:
+    """M6: nor is the same file from another offset."""
+    told = plugged.front_end._told(plugged.memory.regions[1].message())
+    with memfd(told.memory_size) as fd:
+        await refused(plugged.front_end, ask(R.ADD_MEM_REG, SingleRegion(told), [fd]))
+    home = plugged.memory.regions[1].fd.fileno()
+    os.ftruncate(home, told.memory_size + PAGE)
+    shifted = replace(told, mmap_offset=PAGE)
+    await refused(plugged.front_end, ask(R.ADD_MEM_REG, SingleRegion(shifted), [home]))
 
 
 @pytest.mark.proves("VU-SLOT-8")
