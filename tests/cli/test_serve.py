@@ -23,6 +23,7 @@ from vhostuser.cli.running import Guest, Program
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.ports.sockets import Loop
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.dirty import DirtyBitmap
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
 from vhostuser.wire.features import ProtocolFeature
@@ -223,6 +224,26 @@ async def test_a_timeline_is_written_on_a_signal_and_at_the_end(tmp_path: Path) 
         await serving.end()
         assert moments()[: len(before)] == before
         assert moments().count(("sent", 1)) >= 2
+
+
+async def test_dirty_logs_are_audited_if_asked_for(tmp_path: Path) -> None:
+    async with program(tmp_path, table(tmp_path, 1, "loop = true\naudit-log = true")) as serving:
+        async with await serving.connect(1) as front_end:
+            with (
+                GuestRam() as ram,
+                DirtyBitmap(ram.top) as log,
+                closing(await NetDriver.start(front_end, ram)) as driver,
+            ):
+                await front_end.set_log(log)
+                await front_end.log_all(True)
+                for i in range(20):
+                    await driver.send(frame_of(i))
+                    assert (await driver.receive()).frame == frame_of(i)
+        await serving.end()
+        counters = serving.counters(1)
+        assert counters["log_audits"] > 0
+        assert counters["log_audited_pages"] > 0
+        assert counters["log_missed_pages"] == 0
 
 
 async def test_collections_pass_over_what_stays_until_the_end(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ async def serving(
     device = NetDevice(port)
     try:
         async with endpoint or await listen(path, limits) as origin, trio.open_nursery() as nursery:
-            server = Server(device, origin, userfaults)
+            server = Server(device, origin, userfaults=userfaults)
             nursery.start_soon(server.run)
             yield Victim(path, port, device, server, nursery)
             nursery.cancel_scope.cancel()

@@ -116,7 +116,7 @@ async def test_a_refusal_is_the_askers(ends: Ends) -> None:
 @pytest.mark.proves("VU-BACK-3")
 async def test_what_is_not_acknowledged_is_not_sent(ends: Ends) -> None:
     ends.session.protocol_features &= ~P.CONFIG
-    with pytest.raises(NotNegotiatedError, match="CONFIG_CHANGE_MSG: .*CONFIG.* is not acknowledged"):
+    with pytest.raises(NotNegotiatedError, match=r"CONFIG_CHANGE_MSG: .*CONFIG.* is not acknowledged"):
         await ends.ours.request(B.CONFIG_CHANGE_MSG)
 
 
@@ -181,7 +181,7 @@ async def test_a_peer_that_never_answers(ends: Ends, autojump_clock: MockClock) 
 async def test_a_peer_that_never_reads(ends: Ends, autojump_clock: MockClock) -> None:
     ends.session.protocol_features &= ~P.REPLY_ACK
     sent = 0
-    with pytest.raises(ConnectionClosedError, match="reads too slowly"):
+    with pytest.raises(ConnectionClosedError, match="reads too slowly"):  # noqa: PT012 - the one that does is the last
         while True:
             await ends.ours.request(B.CONFIG_CHANGE_MSG)
             sent += 1

@@ -37,6 +37,8 @@ _COMMON = (
                  help="Write the counters as JSON to FILE on SIGUSR1 and at the end."),
     click.option("--timeline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Write when each thread slept, woke, sent, received, called: JSON lines, like --counters."),
+    click.option("--audit-log", is_flag=True,
+                 help="Debug live migration: find pages that were written and are not in the dirty log (Linux 6.7)."),
     click.option("--postcopy", is_flag=True,
                  help="Offer post-copy migration. A front-end can then stop this process: trust it like this one."),
     _VERBOSE,
@@ -52,7 +54,7 @@ class DeviceCommand(click.Command):
         own = dict(context.params)
         own.pop("verbose")
         socket_path, fd, client = (own.pop(name) for name in ("socket_path", "fd", "client"))
-        reports = own.pop("counters"), own.pop("timeline")
+        reports = own.pop("counters"), own.pop("timeline"), own.pop("audit_log")
         postcopy = own.pop("postcopy")
         if (socket_path is None) == (fd is None):
             raise click.UsageError("exactly one of --socket-path and --fd is needed", context)

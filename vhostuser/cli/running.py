@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from vhostuser.fds import OwnedFd
 from vhostuser.runtime.groups import allow_interrupts
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import Connector, Endpoint, from_fd, listen
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.userfault import open_source
 
 log = logging.getLogger("vhostuser")
@@ -46,6 +48,7 @@ class Guest:
         client: connect to the path rather than listen.
         counters: the file to write counters to.
         timeline: the file to write the last moments of each queue group to.
+        audit_log: whether dirty logs are held against what was written.
         postcopy: whether to offer post-copy migration.
     """
 
@@ -56,6 +59,7 @@ class Guest:
     client: bool = False
     counters: Path | None = None
     timeline: Path | None = None
+    audit_log: bool = False
     postcopy: bool = False
 
     async def endpoint(self) -> Endpoint:
@@ -76,13 +80,29 @@ class Guest:
             device.record(MOMENTS)
         return device
 
-    def open_userfaults(self) -> OwnedFd | None:
-        """What makes userfaultfds, where post-copy is offered. Raises PortError."""
+    @contextmanager
+    def watch(self) -> Iterator[WriteWatch | None]:
+        """What dirty logs are audited with, for as long as the block runs; None if they are not. Raises PortError."""
+        if not self.audit_log:
+            yield None
+            return
+        try:
+            watch = WriteWatch()
+        except OSError as error:
+            raise PortError(f"--audit-log: {error.strerror}") from error
+        with closing(watch):
+            yield watch
+
+    @contextmanager
+    def userfaults(self) -> Iterator[OwnedFd | None]:
+        """What makes userfaultfds, for as long as the block runs; None without post-copy. Raises PortError."""
         if not self.postcopy:
-            return None
+            yield None
+            return
         if not edition.compiled():
             raise PortError("--postcopy: a page that is waited for would stop all of an interpreted data path")
-        return open_source()
+        with open_source() as source:
+            yield source
 
     def report(self, device: Device, server: Server) -> None:
         """Write the files that are asked for."""
@@ -169,22 +189,20 @@ class Program:
 
     async def _serve(self, guest: Guest, task_status: trio.TaskStatus[None]) -> None:
         async with await guest.endpoint() as endpoint:
-            userfaults = guest.open_userfaults()
-            device = guest.open_device()
-            server = Server(device, endpoint, userfaults)
-            self._served.append((guest, device, server))
-            try:
-                task_status.started()
-                await self._complete.wait()
-                await server.run()
-            except* VhostUserError as errors:
-                self._failed(guest, _first(errors))
-            finally:
-                self._served.remove((guest, device, server))
-                device.close()
-                if userfaults is not None:
-                    userfaults.close()
-                guest.report(device, server)
+            with guest.watch() as watch, guest.userfaults() as userfaults:
+                device = guest.open_device()
+                server = Server(device, endpoint, watch, userfaults)
+                self._served.append((guest, device, server))
+                try:
+                    task_status.started()
+                    await self._complete.wait()
+                    await server.run()
+                except* VhostUserError as errors:
+                    self._failed(guest, _first(errors))
+                finally:
+                    self._served.remove((guest, device, server))
+                    device.close()
+                    guest.report(device, server)
 
     def _failed(self, guest: Guest, error: BaseException) -> None:
         assert isinstance(error, VhostUserError)

@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
+    from vhostuser.frontend.dirty import DirtyBitmap
     from vhostuser.frontend.memory import GuestRam, RamRegion
     from vhostuser.frontend.rings import DriverQueue
     from vhostuser.wire.frames import Frame
 
-DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
+DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.LOG_SHMFD
 """What :meth:`FrontEnd.negotiate` acknowledges unless told otherwise: what it needs, and nothing that obliges it."""
 
 _NO_FD = 0x100
@@ -233,6 +234,20 @@ class FrontEnd(trio.abc.AsyncResource):
     async def rem_mem_reg(self, region: RamRegion) -> None:
         """Take a memory region away from the back-end."""
         await self.request(FrontendRequest.REM_MEM_REG, SingleRegion(self._told(region.message())))
+
+    async def set_log(self, log: DirtyBitmap) -> Payload | None:
+        """Tell where the dirty log is, which is on while LOG_ALL is acknowledged (:meth:`log_all`).
+
+        Returns:
+            The body of the reply. Back-ends differ: None may mean success, or that it was refused.
+        """
+        return await self.request(FrontendRequest.SET_LOG_BASE, log.message(), [log.fd.fileno()])
+
+    async def log_all(self, on: bool) -> None:
+        """Switch the logging of writes to guest memory; for those to a ring's own areas see :meth:`vring_addr`."""
+        features = self.features & ~int(VhostFeature.LOG_ALL) | VhostFeature.LOG_ALL * on
+        await self.request(FrontendRequest.SET_FEATURES, U64(features))
+        self.features = features
 
     async def start_ring(self, ring: DriverQueue, *, enable: bool = True, log_addr: int | None = None) -> None:
         """Tell a ring's size, position, addresses and eventfds, which starts it, and enable it.

@@ -112,6 +112,11 @@ class GuestRam:
             raise
         self._free = [(region.guest_phys_addr, region.memory_size) for region in self.regions]
 
+    @property
+    def top(self) -> int:
+        """Where guest memory ends."""
+        return max(region.guest_phys_addr + region.memory_size for region in self.regions)
+
     def table(self) -> MemoryTable:
         """The payload of SET_MEM_TABLE."""
         return MemoryTable(tuple(region.message() for region in self.regions))

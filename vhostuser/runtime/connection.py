@@ -29,6 +29,7 @@ from vhostuser.errors import (
     VhostUserError,
 )
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.audit import Audit
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
@@ -39,6 +40,7 @@ from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump, Pump
@@ -59,8 +61,8 @@ Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
 PROTOCOL_FEATURES = (
     ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
@@ -95,6 +97,7 @@ class LiveGroup:
     """A queue group with at least one live ring."""
 
     group: Group
+    fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -128,6 +131,7 @@ class Connection:
         session: the protocol's state.
         memory: the present memory table.
         logging: the dirty log.
+        audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
         calls: those that the device makes.
@@ -142,12 +146,14 @@ class Connection:
         channel: Channel,
         handlers: Mapping[int, Handler],
         counters: dict[str, int] | None = None,
+        watch: WriteWatch | None = None,
         userfaults: OwnedFd | None = None,
     ) -> None:
         self.device = device
         self.postcopy = Postcopy(userfaults)
         self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
+        self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
         self.counters = {} if counters is None else counters
@@ -173,6 +179,7 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self.device.front_end = self.calls
+                nursery.start_soon(self.audit.run)
                 if self.postcopy.offered:
                     nursery.start_soon(self._end_postcopy_with_front_end)
                 try:
@@ -182,7 +189,7 @@ class Connection:
                     self.postcopy.end()
                     nursery.cancel_scope.cancel()
                     self.device.front_end = None
-                    self._tell_device(set())
+                    self._tell_device()
         finally:
             self._release()
 
@@ -191,6 +198,7 @@ class Connection:
         total = dict(self.counters)
         for live in self._groups.values():
             _add(total, live.group.pump.counters())
+        _add(total, self.audit.counters())
         return total
 
     async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
@@ -201,7 +209,7 @@ class Connection:
 
     async def log_anew(self) -> None:
         """Have the rings of all groups log as the front-end has told by now."""
-        await self.in_turns(self._log_anew)
+        await self.audit.change(self.logging.active, self._log_anew)
 
     @staticmethod
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
@@ -237,7 +245,7 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
-            self._tell_device(self._running_rings())
+            self._tell_device()
             self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
@@ -261,12 +269,16 @@ class Connection:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, and enabled."""
+        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            return set()
         states = zip(self.vrings, self.session.vrings, strict=True)
-        return {vring.index for vring, status in states if vring.live and status.enabled}
+        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
+        return {index for index in enabled if not self.ring(index).fault}
 
-    def _tell_device(self, running: set[int]) -> None:
+    def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
+        running = self._running_rings()
         for index in sorted(self._running ^ running):
             self.device.ring_running(index, index in running)
         self._running = running
@@ -335,7 +347,8 @@ class Connection:
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
-            await live.group.call(lambda: self._start(ring, vring))
+            async with self.audit.resting:
+                await live.group.call(lambda: self._start(ring, vring))
         except BaseException:
             vring.live = False
             raise
@@ -363,8 +376,9 @@ class Connection:
         """End the groups without live rings; tell the device when none is left."""
         for number, live in list(self._groups.items()):
             if not any(self.vrings[index].live for index in self.device.groups[number]):
-                live.scope.cancel()
-                await live.ended.wait()
+                async with self.audit.resting:
+                    live.scope.cancel()
+                    await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
         """Use a new memory table everywhere, and unmap what it lacks of the old one, which nobody reads any more then.
@@ -373,10 +387,13 @@ class Connection:
         """
         old, self.memory = self.memory, memory
         self._retired.append(old)
+        await self.audit.look()
+        self.audit.follow(old, memory)
         async with trio.open_nursery() as nursery:
             for number, live in self._groups.items():
                 nursery.start_soon(self._adopt_in_group, number, live.group, memory)
         self._retired.remove(old)
+        self.audit.follow(memory)
         old.close(memory)
 
     async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
@@ -406,10 +423,10 @@ class Connection:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
+            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, lambda: live.fault.set())
             queue = Queue(pump, group.call)
         else:
-            group = Group(pump, complaints=self._complaints)
+            group = Group(pump, complaints=self._complaints, on_fault=lambda: live.fault.set())
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live
@@ -420,6 +437,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     if queue is not None:
                         nursery.start_soon(self._serve, queue)
+                    nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
             _add(self.counters, live.group.pump.counters())
@@ -427,6 +445,13 @@ class Connection:
             if not self._groups:
                 self.device.driver_stopped()
             live.ended.set()
+
+    async def _watch_faults(self, live: LiveGroup) -> None:
+        """Tell the device of rings that broke, here, where a port that fails over it ends the connection."""
+        while True:
+            await live.fault.wait()
+            live.fault = trio.Event()
+            self._tell_device()
 
     async def _serve(self, queue: Queue) -> None:
         """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
@@ -439,8 +464,10 @@ class Connection:
     def _release(self) -> None:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
-        self.backend_channel.close()
+        self.audit.close()
+        _add(self.counters, self.audit.counters())
         self.logging.close()
+        self.backend_channel.close()
         for memory in (*self._retired, self.memory, self.postcopy.announced):
             if memory is not None:
                 memory.close()
@@ -465,12 +492,16 @@ class Connection:
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
         ring.adopt(self.memory)
-        self.logging.tell(ring, vring.addr, features)
+        self._tell_log(ring, vring.addr)
 
     def _log_anew(self, number: int, pump: Pump) -> None:
         for ring in pump.rings:
             if ring.started and (addr := self.vrings[ring.index].addr) is not None:
-                self.logging.tell(ring, addr, self.session.features)
+                self._tell_log(ring, addr)
+
+    def _tell_log(self, ring: Ring, addr: VringAddr) -> None:
+        self.logging.tell(ring, addr, self.session.features)
+        self.audit.excuse(ring)
 
     @staticmethod
     def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:

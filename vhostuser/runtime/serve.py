@@ -13,6 +13,7 @@ from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers import HANDLERS
 from vhostuser.transport.endpoints import Endpoint
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.pump import Pump
 
 log = logging.getLogger(__name__)
@@ -21,15 +22,26 @@ log = logging.getLogger(__name__)
 class Server:
     """Serves one device on one endpoint.
 
+    Args:
+        device: the device.
+        endpoint: where its front-ends come from.
+        watch: what dirty logs are audited with, or None; it stays the caller's.
+
     Attributes:
         sessions: how many connections there were.
     """
 
-    def __init__(self, device: Device, endpoint: Endpoint, userfaults: OwnedFd | None = None) -> None:
-        """Offer post-copy if there is what makes `userfaults` (:mod:`vhostuser.virtio.userfault`); the caller's."""
+    def __init__(
+        self, device: Device, endpoint: Endpoint, watch: WriteWatch | None = None, userfaults: OwnedFd | None = None
+    ) -> None:
+        """Audit the dirty log if there is a `watch`; offer post-copy if there is what makes `userfaults`.
+
+        Both stay the caller's (:mod:`vhostuser.virtio.audit`, :mod:`vhostuser.virtio.userfault`).
+        """
         self.sessions = 0
         self._device = device
         self._endpoint = endpoint
+        self._watch = watch
         self._connection: Connection | None = None
         self._counters: dict[str, int] = {}
         self._userfaults = userfaults
@@ -45,7 +57,9 @@ class Server:
         async for channel in self._endpoint:
             async with channel:
                 self.sessions += 1
-                self._connection = Connection(self._device, channel, HANDLERS, self._counters, self._userfaults)
+                self._connection = Connection(
+                    self._device, channel, HANDLERS, self._counters, self._watch, self._userfaults
+                )
                 log.info("session %d: a front-end is connected", self.sessions)
                 try:
                     await self._connection.run()

@@ -61,6 +61,7 @@ class FileMapping:
         size: bytes.
         origin: the file's device and inode, and where in it they begin.
         host_address: where the first of them lies in this process.
+        page_size: bytes of the pages behind them.
     """
 
     def __init__(self, fd: int, size: int, mmap_offset: int) -> None:
@@ -76,7 +77,7 @@ class FileMapping:
             raise PayloadError(f"{self}: its size is 0")
         self._check_range("mmap_offset", mmap_offset)
         self._check_file(fd, mmap_offset)
-        page = _page_size(fd)
+        self.page_size = page = _page_size(fd)
         begin = mmap_offset & ~(page - 1)
         self._length = (mmap_offset + size - begin + page - 1) & ~(page - 1)
         flags = mmap.MAP_SHARED | _MAP_NORESERVE
@@ -88,6 +89,11 @@ class FileMapping:
         if guard(start, self._length, page) < 0:
             self.close()
             raise FdError(f"{self}: this process guards as many mappings of peers' files as it can")
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Where the mapping begins, and its length; whole pages around the bytes that were asked for."""
+        return self._start, self._length
 
     def _check_range(self, name: str, first: int) -> None:
         if first + self.size > _LIMIT:
@@ -110,11 +116,6 @@ class FileMapping:
     def mapped(self) -> bool:
         """Whether it is still there."""
         return self._start != 0
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """Where its pages begin in this process, and their size in bytes: the region, and what a page needs around."""
-        return self._start, self._length
 
     def close(self) -> None:
         """Unmap. Nothing may read or write it any more."""

@@ -231,6 +231,11 @@ class Ring:
         logged = {"pages_logged": self.log.logged, "pages_beyond_log": self.log.beyond}
         return {**dict(zip(COUNTERS, self.counts, strict=True)), **logged}
 
+    def own_areas(self) -> list[tuple[int, int]]:
+        """The (host address, size) pairs of the areas in which the layout writes."""
+        desc, _, device = self.area_sizes()
+        return [(self.desc, desc), (self.device, device)]
+
     def area_sizes(self) -> tuple[int, int, int]:
         """Bytes of the descriptor, driver and device areas at the present size."""
         raise NotImplementedError
