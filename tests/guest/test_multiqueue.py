@@ -34,7 +34,7 @@ ROUND_TRIPS = 200
 
 @pytest.fixture(scope="module")
 def backend(quiet_netns: Netns) -> Iterator[Backend]:
-    with Backend(quiet_netns, tap=TAP, options=[f"--queues={PAIRS}"]) as backend:
+    with Backend(quiet_netns, tap=TAP, options=[f"--queues={PAIRS}", "-vv"]) as backend:
         yield backend
 
 
@@ -120,7 +120,7 @@ def machine(image: GuestImage) -> Iterator[Machine]:
     """A guest with a processor for each pair. It has no MSI-X, so all rings share one interrupt."""
     with (
         Netns() as netns,
-        Backend(netns, tap=TAP, options=[f"--queues={PAIRS}"]) as backend,
+        Backend(netns, tap=TAP, options=[f"--queues={PAIRS}", "-vv"]) as backend,
         Qemu(image, [VhostUserNic(backend.socket, queues=PAIRS)], processors=PAIRS) as guest,
     ):
         netns.add_address(TAP, f"{HOST_ADDRESS}/{PREFIX}")
@@ -129,6 +129,7 @@ def machine(image: GuestImage) -> Iterator[Machine]:
 
 
 @pytest.mark.proves("VIO-MQ-2")
+@pytest.mark.sends("QEMU", "GET_QUEUE_NUM", "ADD_MEM_REG")
 def test_answers_come_back_by_the_pair_that_asked(machine: Machine) -> None:
     assert isinstance(machine.guest, Qemu)
     acceptance.ping(machine.netns)
