@@ -30,6 +30,7 @@ from tests.rig.datapath import datapath as run_datapath
 from tests.rig.flood import flood_without_buffers
 from tests.rig.image import guest_image
 from tests.rig.matrix import matrix as run_matrix
+from tests.rig.migration import against_dpdk
 from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
@@ -125,6 +126,11 @@ def neighbours(seconds: float = 20) -> dict[str, Any]:
     return {layout: run_neighbours(seconds, layout) for layout in ("split", "packed")}
 
 
+def migration() -> dict[str, Any]:
+    """A guest migrates there and back twenty times under traffic both ways, over this back-end and over DPDK's."""
+    return against_dpdk(guest_image(), round_trips=20)
+
+
 def fences() -> dict[str, Any]:
     """A driver and a device in two processes: a million sleeps and wake-ups, and what is lost without a fence."""
     results: dict[str, Any] = {}
@@ -166,6 +172,7 @@ RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "traffic": traffic,
     "datapath": datapath,
     "fences": fences,
+    "migration": migration,
     "matrix": matrix,
     "neighbours": neighbours,
 }

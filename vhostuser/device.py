@@ -117,7 +117,7 @@ class Device:
         """A driver is there: its first ring is about to start under the acknowledged `features`."""
 
     def ring_running(self, index: int, running: bool) -> None:
-        """A ring began to be processed (it is started, enabled, and all of it is known), or is processed no longer."""
+        """The host may send to a ring from now on, or no longer: the driver is there, and has it enabled."""
 
     def driver_stopped(self) -> None:
         """The driver is gone: its last ring has stopped."""

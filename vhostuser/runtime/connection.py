@@ -287,12 +287,21 @@ class Connection:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
-        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+        """The rings that the host may send to: enabled and not broken, of a driver that is there. At the end none is.
+
+        Front-ends start and stop the rings of a driver one by one. If the host's flows went by those alone that run at
+        the moment, what it sent by the others before would be overtaken there. So a ring that was enabled by a request,
+        not by default, counts as long as any ring is live.
+        """
+        over = self._nursery is None or self._nursery.cancel_scope.cancel_called
+        if over or not any(vring.live for vring in self.vrings):
             return set()
-        states = zip(self.vrings, self.session.vrings, strict=True)
-        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
-        return {index for index in enabled if not self.ring(index).fault}
+        by_request = self.session.features & VhostFeature.PROTOCOL_FEATURES
+        return {
+            vring.index
+            for vring, status in zip(self.vrings, self.session.vrings, strict=True)
+            if status.enabled and (not self.ring(vring.index).fault if vring.live else by_request)
+        }
 
     def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
