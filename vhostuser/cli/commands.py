@@ -39,6 +39,8 @@ _COMMON = (
                  help="Write when each thread slept, woke, sent, received, called: JSON lines, like --counters."),
     click.option("--audit-log", is_flag=True,
                  help="Debug live migration: find pages that were written and are not in the dirty log (Linux 6.7)."),
+    click.option("--postcopy", is_flag=True,
+                 help="Offer post-copy migration. A front-end can then stop this process: trust it like this one."),
     _VERBOSE,
     click.version_option(vhostuser.__version__, message=_VERSION),
 )  # fmt: skip
@@ -53,13 +55,14 @@ class DeviceCommand(click.Command):
         own.pop("verbose")
         socket_path, fd, client = (own.pop(name) for name in ("socket_path", "fd", "client"))
         reports = own.pop("counters"), own.pop("timeline"), own.pop("audit_log")
+        postcopy = own.pop("postcopy")
         if (socket_path is None) == (fd is None):
             raise click.UsageError("exactly one of --socket-path and --fd is needed", context)
         if client and socket_path is None:
             raise click.UsageError("--client needs --socket-path", context)
         assert self.callback is not None
         make = context.invoke(self.callback, **own)
-        return Guest(context.info_name or "", make, socket_path, fd, client, *reports)
+        return Guest(context.info_name or "", make, socket_path, fd, client, *reports, postcopy)
 
     def invoke(self, context: click.Context) -> None:
         """Serve it."""

@@ -24,10 +24,12 @@ import trio
 from vhostuser import edition
 from vhostuser.device import Device
 from vhostuser.errors import PortError, VhostUserError
+from vhostuser.fds import OwnedFd
 from vhostuser.runtime.groups import allow_interrupts
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import Connector, Endpoint, from_fd, listen
 from vhostuser.virtio.audit import WriteWatch
+from vhostuser.virtio.userfault import open_source
 
 log = logging.getLogger("vhostuser")
 
@@ -47,6 +49,7 @@ class Guest:
         counters: the file to write counters to.
         timeline: the file to write the last moments of each queue group to.
         audit_log: whether dirty logs are held against what was written.
+        postcopy: whether to offer post-copy migration.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Guest:
     counters: Path | None = None
     timeline: Path | None = None
     audit_log: bool = False
+    postcopy: bool = False
 
     async def endpoint(self) -> Endpoint:
         """Where its front-ends come from. Raises EndpointError."""
@@ -88,6 +92,17 @@ class Guest:
             raise PortError(f"--audit-log: {error.strerror}") from error
         with closing(watch):
             yield watch
+
+    @contextmanager
+    def userfaults(self) -> Iterator[OwnedFd | None]:
+        """What makes userfaultfds, for as long as the block runs; None without post-copy. Raises PortError."""
+        if not self.postcopy:
+            yield None
+            return
+        if not edition.compiled():
+            raise PortError("--postcopy: a page that is waited for would stop all of an interpreted data path")
+        with open_source() as source:
+            yield source
 
     def report(self, device: Device, server: Server) -> None:
         """Write the files that are asked for."""
@@ -174,9 +189,9 @@ class Program:
 
     async def _serve(self, guest: Guest, task_status: trio.TaskStatus[None]) -> None:
         async with await guest.endpoint() as endpoint:
-            with guest.watch() as watch:
+            with guest.watch() as watch, guest.userfaults() as userfaults:
                 device = guest.open_device()
-                server = Server(device, endpoint, watch)
+                server = Server(device, endpoint, watch, userfaults)
                 self._served.append((guest, device, server))
                 try:
                     task_status.started()

@@ -41,7 +41,7 @@ from vhostuser.wire.requests import Direction, FrontendRequest, Reply, RequestSp
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vhostuser.frontend.dirty import DirtyBitmap
     from vhostuser.frontend.memory import GuestRam, RamRegion
@@ -84,6 +84,7 @@ class FrontEnd(trio.abc.AsyncResource):
         features: Virtio features that were acknowledged.
         protocol_features: Protocol features that were acknowledged.
         backend_channel: Our end of the back-end's own channel, once :meth:`open_backend_channel` made it.
+        listening: Whether the back-end was told to wait for pages, so that it answers with its own addresses.
     """
 
     def __init__(self, channel: Channel, reply_timeout: float = 30.0) -> None:
@@ -92,6 +93,7 @@ class FrontEnd(trio.abc.AsyncResource):
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self.backend_channel: Channel | None = None
+        self.listening = False
         self._reply_timeout = reply_timeout
         self._turn = trio.Lock()
         self._unanswered = ""
@@ -196,6 +198,8 @@ class FrontEnd(trio.abc.AsyncResource):
             return True
         if spec.reply is Reply.GATED and spec.gate is not None and spec.gate in self.protocol_features:
             return True
+        if spec.reply is Reply.POSTCOPY and self.listening:
+            return True
         acknowledged = self.protocol_features
         if spec.number is FrontendRequest.SET_PROTOCOL_FEATURES and isinstance(payload, U64):
             acknowledged = ProtocolFeature(payload.value)  # the new bits decide about their own acknowledgement
@@ -228,15 +232,17 @@ class FrontEnd(trio.abc.AsyncResource):
         await self.request(FrontendRequest.SET_FEATURES, U64(wanted))
         self.features = wanted
 
-    async def set_mem_table(self, memory: GuestRam) -> None:
-        """Tell all of a guest's memory."""
+    async def set_mem_table(self, memory: GuestRam) -> Sequence[MemoryRegion]:
+        """Tell all of a guest's memory; in post-copy the answer has the back-end's addresses of the regions."""
         table = MemoryTable(tuple(self._told(region) for region in memory.table().regions))
-        await self.request(FrontendRequest.SET_MEM_TABLE, table, memory.fds())
+        answer = await self.request(FrontendRequest.SET_MEM_TABLE, table, memory.fds())
+        return answer.regions if isinstance(answer, MemoryTable) else ()
 
-    async def add_mem_reg(self, region: RamRegion) -> None:
-        """Add one memory region to those that the back-end knows."""
+    async def add_mem_reg(self, region: RamRegion) -> Sequence[MemoryRegion]:
+        """Add one memory region to those that the back-end knows; as for :meth:`set_mem_table`."""
         told = SingleRegion(self._told(region.message()))
-        await self.request(FrontendRequest.ADD_MEM_REG, told, [region.fd.fileno()])
+        answer = await self.request(FrontendRequest.ADD_MEM_REG, told, [region.fd.fileno()])
+        return [answer.region] if isinstance(answer, SingleRegion) else ()
 
     async def rem_mem_reg(self, region: RamRegion) -> None:
         """Take a memory region away from the back-end."""
@@ -335,10 +341,11 @@ class FrontEnd(trio.abc.AsyncResource):
     def vring_addr(self, ring: DriverQueue, log_addr: int | None = None) -> VringAddr:
         """The payload of SET_VRING_ADDR for a ring, in the kind of addresses that was negotiated."""
 
-        def told(guest_phys_addr: int) -> int:
-            if ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
-                return guest_phys_addr
-            return ring.memory.userspace_addr(guest_phys_addr)
+        def told(address: int) -> int:
+            # with an IOMMU the memory's addresses are IOVAs, and so are those of rings
+            if self.features & VhostFeature.ACCESS_PLATFORM or ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
+                return address
+            return ring.memory.userspace_addr(address)
 
         return VringAddr(
             ring.index,
@@ -365,7 +372,8 @@ def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | N
         return None
     value = decode_reply(spec, answer)
     own_reply = spec.reply is Reply.ALWAYS
-    if value is None and own_reply and spec.reply_payload is not None:
+    without = value is None and (own_reply or spec.reply is Reply.POSTCOPY) and spec.reply_payload is not None
+    if without or len(answer.fds) < spec.reply_fds.min:
         raise RefusedError(f"{spec.name}: refused with an empty reply")
     # Acknowledgements, and the replies that are one in all but name (those that have a value for a refusal).
     if isinstance(value, U64) and (not own_reply or spec.refusal is not None) and value.value & ~_NO_FD:

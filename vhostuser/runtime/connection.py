@@ -19,7 +19,15 @@ from itertools import pairwise
 import trio
 
 from vhostuser.device import Device, Queue
-from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
+from vhostuser.errors import (
+    FdError,
+    GuestError,
+    MemoryAccessError,
+    PayloadError,
+    PortError,
+    UnsupportedRequestError,
+    VhostUserError,
+)
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.audit import Audit
 from vhostuser.runtime.backend_channel import BackendChannel
@@ -28,12 +36,15 @@ from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.runtime.inflight import InflightRegion
+from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
+from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
@@ -100,9 +111,11 @@ class LiveGroup:
     ended: trio.Event = field(default_factory=trio.Event)
 
 
-def offer_of(device: Device) -> Offer:
-    """What a device's back-end offers."""
+def offer_of(device: Device, postcopy: bool = False) -> Offer:
+    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
     protocol = PROTOCOL_FEATURES
+    if postcopy:
+        protocol |= ProtocolFeature.PAGEFAULT
     if device.mtu_settable:
         protocol |= ProtocolFeature.NET_MTU
     if len(device.groups) > 1:
@@ -131,7 +144,9 @@ class Connection:
         vrings: what is known of each ring.
         inflight: where rings record what they have in flight.
         backend_channel: for requests of ours to the front-end.
+        iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
         calls: those that the device makes.
+        postcopy: memory that is still elsewhere.
         state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
@@ -143,9 +158,11 @@ class Connection:
         handlers: Mapping[int, Handler],
         counters: dict[str, int] | None = None,
         watch: WriteWatch | None = None,
+        userfaults: OwnedFd | None = None,
     ) -> None:
         self.device = device
-        self.session = BackendSession(offer_of(device))
+        self.postcopy = Postcopy(userfaults)
+        self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
         self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
@@ -157,6 +174,7 @@ class Connection:
         self.backend_channel = BackendChannel(self.session, self._complaints)
         self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
         self.state_transfer: StateTransfer | None = None
+        self.iommu = Iommu(self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -175,10 +193,13 @@ class Connection:
                 self._nursery = nursery
                 self.device.front_end = self.calls
                 nursery.start_soon(self.audit.run)
+                if self.postcopy.offered:
+                    nursery.start_soon(self._end_postcopy_with_front_end)
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
+                    self.postcopy.end()
                     nursery.cancel_scope.cancel()
                     self.device.front_end = None
                     self._tell_device()
@@ -218,8 +239,18 @@ class Connection:
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
+    async def _end_postcopy_with_front_end(self) -> None:
+        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
+        await self._channel.wait_hangup()
+        self.postcopy.end()
+
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
+        if self.postcopy.is_ack(frame):
+            with frame.fds:
+                await self.adopt(self.postcopy.take())
+                await self.start_waiting(patient=True)
+            return
         with frame.fds:
             if log.isEnabledFor(logging.DEBUG):  # it costs more than most requests
                 log.debug("> %s", describe(Direction.FRONTEND, frame))
@@ -288,7 +319,8 @@ class Connection:
         sizes = area_sizes(self.session.features, num)
         placed = sorted(zip(areas(addr), sizes, AREAS, strict=True))
         for address, size, name in placed:
-            self.memory.ring_address(address, size, f"vring {index}: {name}")
+            if self._iotlb is None:  # with one, what is not there yet may come
+                self.memory.ring_address(address, size, f"vring {index}: {name}")
         for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
@@ -335,6 +367,16 @@ class Connection:
             vring.live = False
             raise
 
+    async def start_waiting(self, patient: bool = False) -> None:
+        """Start the rings that only waited for memory; `patient`: what some of them need may come later.
+
+        Raises as :meth:`refresh` does.
+        """
+        for vring in self.vrings:
+            if self.session.vrings[vring.index].started and not vring.live:
+                with suppress(*[MemoryAccessError] * patient):
+                    await self.refresh(vring.index)
+
     async def drain(self, index: int) -> None:
         """Wait until what a ring has in flight is completed, or too long.
 
@@ -358,6 +400,9 @@ class Connection:
             vring.base = await self.group(index).call(lambda: ring.stop(keep))
             vring.live = False
         vring.close("kick", "call")
+        if not any(vring.live for vring in self.vrings):
+            # what a front-end withdraws while no ring runs, it need not tell
+            self.iommu.table = Iotlb(self.memory)
 
     async def reap(self) -> None:
         """End the groups without live rings; tell the device when none is left."""
@@ -376,17 +421,27 @@ class Connection:
         self._retired.append(old)
         await self.audit.look()
         self.audit.follow(old, memory)
-        async with trio.open_nursery() as nursery:
-            for number, live in self._groups.items():
-                nursery.start_soon(self._adopt_in_group, number, live.group, memory)
+        await self.adopt_iotlb(self.iommu.table.over(memory))
         self._retired.remove(old)
         self.audit.follow(memory)
         old.close(memory)
 
-    async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
+    async def adopt_iotlb(self, table: Iotlb) -> None:
+        """Use a new IOTLB everywhere; no thread uses the old one when this returns."""
+        self.iommu.table = table
+        async with trio.open_nursery() as nursery:
+            for number, live in self._groups.items():
+                nursery.start_soon(self._adopt_in_group, number, live.group)
+
+    async def _adopt_in_group(self, number: int, group: Group) -> None:
+        adopt = partial(self._adopt, group.pump.rings, self.memory, self._iotlb)
         with suppress(GroupEndedError):  # it reads no memory any more
-            for index in await group.call(lambda: self._adopt(group.pump.rings, memory)):
+            for index in await group.call(adopt):
                 self._complaints.add("vring %d: group %d: its addresses are not in the new memory table", index, number)
+
+    @property
+    def _iotlb(self) -> Iotlb | None:
+        return self.iommu.table if self.session.features & VhostFeature.ACCESS_PLATFORM else None
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -409,11 +464,15 @@ class Connection:
         if self.device.timelines:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
+        group = Group(
+            pump,
+            (lambda: queue.offer() if queue else None) if isinstance(pump, ChainPump) else None,
+            self._complaints,
+            on_fault=lambda: live.fault.set(),
+            on_question=partial(self.iommu.ask, self._nursery),
+        )
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, lambda: live.fault.set())
             queue = Queue(pump, group.call)
-        else:
-            group = Group(pump, complaints=self._complaints, on_fault=lambda: live.fault.set())
         live = self._groups[number] = LiveGroup(group, queue)
         self._nursery.start_soon(self._run_group, number, live)
         return live
@@ -455,8 +514,9 @@ class Connection:
         _add(self.counters, self.audit.counters())
         self.logging.close()
         self.backend_channel.close()
-        for memory in (*self._retired, self.memory):
-            memory.close()
+        for memory in (*self._retired, self.memory, self.postcopy.announced):
+            if memory is not None:
+                memory.close()
         self.inflight.close()
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
@@ -478,7 +538,7 @@ class Connection:
             bool(features & VirtioFeature.RING_EVENT_IDX),
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
-        ring.adopt(self.memory)
+        ring.adopt(self.memory, self._iotlb)
         self._tell_log(ring, vring.addr)
 
     def _log_anew(self, number: int, pump: Pump) -> None:
@@ -491,12 +551,12 @@ class Connection:
         self.audit.excuse(ring)
 
     @staticmethod
-    def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
+    def _adopt(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None = None) -> list[int]:
         lost = []
         for ring in rings:
             if ring.started:
                 try:
-                    ring.adopt(memory)
+                    ring.adopt(memory, iotlb)
                 except VhostUserError:
                     lost.append(ring.index)
         return lost

@@ -24,6 +24,7 @@ from __future__ import annotations
 import array
 import errno
 import os
+import select
 import socket
 import stat
 from contextlib import contextmanager
@@ -125,6 +126,12 @@ class Channel(trio.abc.AsyncResource):
             rest = rest[await self._socket.sendmsg([rest], ancillary, socket.MSG_DONTWAIT) :]
             self._outbound.mid_message = bool(rest)
             ancillary = []
+
+    async def wait_hangup(self) -> None:
+        """Wait until the peer has closed, whatever of what it sent before is still to be read."""
+        with select.epoll() as watch:
+            watch.register(self._socket.fileno(), select.EPOLLRDHUP)
+            await trio.lowlevel.wait_readable(watch.fileno())
 
     def is_other_end(self, fd: int) -> bool:
         """Whether a descriptor is the other end of this connection, as far as names tell (a socketpair has none)."""

@@ -110,6 +110,11 @@ class FileMapping:
                 f"past the end of the file at {status.st_size:#x}"
             )
 
+    @property
+    def mapped(self) -> bool:
+        """Whether it is still there."""
+        return self._start != 0
+
     def close(self) -> None:
         """Unmap. Nothing may read or write it any more."""
         if self._start:
@@ -175,9 +180,9 @@ class GuestMemory:
         by_host = sorted((mapping.host_address, mapping.guest_phys_addr) for mapping in ordered)
         self.hosts = array("Q", [n for pair in by_host for n in pair] or [0, 0])
 
-    def close(self, successor: GuestMemory | None = None) -> None:
-        """Unmap every region, but for those that `successor` has taken over."""
-        kept = set() if successor is None else set(successor.mappings)
+    def close(self, *others: GuestMemory) -> None:
+        """Unmap every region, but for those that one of the `others` has too."""
+        kept = {mapping for other in others for mapping in other.mappings}
         for mapping in self.mappings:
             if mapping not in kept:
                 mapping.close()
@@ -235,6 +240,22 @@ class GuestMemory:
             if following < address:  # this region ends with the address space, and 2^64 does not wrap to 0
                 return FAULT
             address = following
+            row += 1
+
+    def hole(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.ulonglong:
+        """The first address of a range that is in no row; the range's first if all of it is."""
+        row: cython.int = 0
+        at: cython.ulonglong = address
+        size: cython.ulonglong
+        while True:
+            row = self.find(at, row)
+            if row < 0:
+                return at
+            size = self.rows[3 * row] + self.rows[3 * row + 1] - at
+            if size >= length:
+                return address
+            at += size
+            length -= size
             row += 1
 
     def contiguous(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.ulonglong:
@@ -318,6 +339,15 @@ class GuestMemory:
             done += size
         if vanished() != before:
             raise MemoryAccessError(f"guest_phys_addr {address:#x}: {len(data)} bytes vanished while being written")
+
+
+def table_of(rows: array[int], absent: int) -> GuestMemory:
+    """A table of ranges that lie in other tables' regions: first address, bytes and host address of each, sorted."""
+    table = GuestMemory((), absent)
+    if rows:
+        table.rows = rows
+        table.count = len(rows) // 3
+    return table
 
 
 def address_of(buffer: mmap.mmap) -> int:

@@ -57,6 +57,8 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         EVENT_DISABLE,
         EVENT_ENABLE,
         GOOD,
+        IOMMU_READ,
+        IOMMU_WRITE,
         PARK,
         POOL,
         READABLE,
@@ -107,6 +109,10 @@ class PackedRing(Ring):
     def area_sizes(self) -> tuple[int, int, int]:
         """Bytes of the descriptor ring, the driver's event word and the device's."""
         return area_sizes(self.num)
+
+    def area_permissions(self) -> tuple[int, int, int]:
+        """What an IOMMU has to allow of the descriptor ring, the driver's event word and the device's."""
+        return IOMMU_READ | IOMMU_WRITE, IOMMU_READ, IOMMU_WRITE
 
     def set_position(self, base: int, part: Part | None) -> None:
         """Go on at `base`: the avail slot and its wrap counter in the low half, the used ones in the high half.
@@ -240,6 +246,7 @@ class PackedRing(Ring):
     def record_new(self, record: PackedRecord, slot: cython.int) -> None:
         """Record the chains of the burst, which begins at `slot`, but for those that were put back."""
         i: cython.int
+        record.desc = self.desc  # the ring may lie elsewhere by now
         for i in range(self.taken):
             if i >= record.known:
                 record.add(slot, self.span[i])

@@ -14,12 +14,13 @@ from vhostuser.devices.net.pump import NetPump
 from vhostuser.devices.net.uring import check_uring
 from vhostuser.errors import PortError
 from vhostuser.virtio.features import SUPPORTED as RING_FEATURES
+from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.pump import Pump
 
 #: SET_VRING_KICK and its like have eight bits for the ring's index.
 MAX_PAIRS = 128
 _RECEIVE, _TRANSMIT = range(2)  # rings of a pair
-_OFFERABLE = net.SUPPORTED | net.NetFeature.MTU
+_OFFERABLE = net.SUPPORTED | net.NetFeature.MTU | VirtioFeature.ACCESS_PLATFORM
 _BROADCAST = b"\xff" * 6
 
 
