@@ -190,6 +190,16 @@ async def test_a_region_is_not_changed_while_a_ring_is_started(holder: Holder, p
                 await front_end.set_inflight(file)
 
 
+@pytest.mark.proves("VU-INFLIGHT-3")
+async def test_a_reset_ends_the_region(holder: Holder, path: Path, memory: GuestRam) -> None:
+    """What it holds is about rings that are no more."""
+    async with front_end_of(path, memory) as front_end:
+        (await front_end.get_inflight(1, 8)).fd.close()
+        assert regions_mapped() == 1
+        await front_end.request(R.RESET_OWNER)
+        assert regions_mapped() == 0
+
+
 @pytest.mark.proves("VU-INFLIGHT-2")
 async def test_a_thousand_regions_leave_one(victim: Victim) -> None:
     async with await victim.connect() as front_end:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.virtio.bench import map_guest
 from tests.virtio.packed import AVAIL, USED, PackedDriver
 from tests.virtio.recorded import Recorded, RecordedBurst, RecordedChain
 from vhostuser.errors import PayloadError
@@ -269,6 +270,21 @@ def test_chains_that_are_put_back_are_recorded_once(ram: GuestRam, packed: bool)
         counters = [row.counter for row in (packed_entries(bench) if packed else entries(bench))]
         assert max(counters) == bench.ring.counters()["chains"] - 1
         assert bench.ring.counters()["chains"] == 11
+
+
+@both
+def test_a_record_goes_on_when_the_memory_table_changes(ram: GuestRam, packed: bool) -> None:
+    with RecordedBurst(ram, packed) as bench:
+        bench.boot()
+        bench.add(2)
+        bench.turn()
+        before, bench.memory = bench.memory, map_guest(ram)
+        bench.ring.adopt(bench.memory)
+        before.close()  # whoever still looked there would not live
+        bench.finish()
+        bench.die()
+        bench.boot()
+        bench.finish()
 
 
 # ---- records of others -----------------------------------------------------------------------------------------------

@@ -246,6 +246,7 @@ class PackedRing(Ring):
     def record_new(self, record: PackedRecord, slot: cython.int) -> None:
         """Record the chains of the burst, which begins at `slot`, but for those that were put back."""
         i: cython.int
+        record.desc = self.desc  # the ring may lie elsewhere by now
         for i in range(self.taken):
             if i >= record.known:
                 record.add(slot, self.span[i])

@@ -66,6 +66,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         RING_COUNTERS,
         SEGMENTS,
         UNPLACED,
+        UNPOSITIONED,
         VANISHED,
         WRITABLE,
     )
@@ -82,6 +83,7 @@ FAULTS = {
     -5: "an indirect descriptor was not negotiated, is nested, has NEXT set, or has a bad length or address",
     -6: "guest memory vanished under the ring: its file was truncated",
     -7: "the ring's addresses are not in the memory table",
+    -8: "the ring cannot go on where it was told to, or where the record of what is in flight says",
 }
 
 #: Names of the counters in :meth:`Ring.counters`, in the order of ``layout``.
@@ -128,6 +130,7 @@ class Ring:
         self.base = 0
         self.part: Part | None = None
         self.positioned = False
+        self.part: Part | None = None
         self.asks = ASK_NOTHING
         self.ask_iova = self.ask_perm = 0
         self.ask_sent = False
@@ -189,6 +192,7 @@ class Ring:
 
         Raises:
             MemoryAccessError: the same, for the caller to report.
+            PayloadError: a ring that waited cannot go on where it was told to.
         """
         if self.taken:
             self.give(0)
@@ -213,7 +217,7 @@ class Ring:
             try:
                 self.take_position()
             except PayloadError:
-                self.fail(UNPLACED)
+                self.fail(UNPOSITIONED)
                 raise
 
     def set_log(self, log: DirtyLog | None, own: bool, device: int | None, fd: int) -> None:
@@ -245,18 +249,15 @@ class Ring:
         self.reported = False
         self.armed = False
         self.taken = 0
-        self.base, self.part = base, part
+        self.base = base
+        self.part = part
         self.positioned = False
-        self.started = True
         if self.desc:
-            try:
-                self.take_position()
-            except BaseException:
-                self.started = False
-                raise
+            self.take_position()
+        self.started = True
 
     def take_position(self) -> None:
-        """Go on at the base: the ring has just started, or its memory is known at last."""
+        """Go on at the base: the ring has just started, or its memory is known at last. Raises as `start` does."""
         before = pages_vanished()
         self.set_position(self.base, self.part)
         self.positioned = True
