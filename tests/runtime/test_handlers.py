@@ -19,7 +19,7 @@ from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest, RequestS
 
 R = FrontendRequest
 
-UNGATED = {R.SET_LOG_FD, R.GPU_SET_SOCKET}
+UNGATED = {R.GPU_SET_SOCKET}
 """No feature says whether a back-end serves these; ours does not, and refuses them for want of a handler."""
 
 

@@ -201,7 +201,7 @@ def test_closing_unmaps_once() -> None:
 @pytest.mark.parametrize(
     ("guest_phys_addr", "memory_size", "userspace_addr", "mmap_offset", "reason"),
     [
-        pytest.param(0, 0, 0, 0, "memory_size is 0", id="empty"),
+        pytest.param(0, 0, 0, 0, "its size is 0", id="empty"),
         pytest.param(TOP - PAGE, PAGE + 1, 0, 0, "guest_phys_addr .* wraps past 2\\^64", id="guest_phys_addr wraps"),
         pytest.param(0, PAGE + 1, TOP - PAGE, 0, "userspace_addr .* wraps past 2\\^64", id="userspace_addr wraps"),
         pytest.param(0, PAGE, 0, TOP - PAGE + 1, "mmap_offset .* wraps past 2\\^64", id="mmap_offset wraps"),

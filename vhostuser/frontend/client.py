@@ -14,6 +14,7 @@ while one is awaited; every later request fails then.
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,14 +25,24 @@ from vhostuser.transport.channel import Channel, Limits
 from vhostuser.transport.endpoints import connect
 from vhostuser.wire.codec import decode_reply, encode
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
-from vhostuser.wire.messages import U64, Payload, VringAddr, VringAddrFlags, VringFd, VringState
+from vhostuser.wire.messages import (
+    U64,
+    MemoryRegion,
+    MemoryTable,
+    Payload,
+    SingleRegion,
+    VringAddr,
+    VringAddrFlags,
+    VringFd,
+    VringState,
+)
 from vhostuser.wire.requests import Direction, FrontendRequest, Reply, RequestSpec, spec_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from vhostuser.frontend.memory import GuestRam
+    from vhostuser.frontend.memory import GuestRam, RamRegion
     from vhostuser.frontend.rings import DriverQueue
     from vhostuser.wire.frames import Frame
 
@@ -205,7 +216,17 @@ class FrontEnd(trio.abc.AsyncResource):
 
     async def set_mem_table(self, memory: GuestRam) -> None:
         """Tell all of a guest's memory."""
-        await self.request(FrontendRequest.SET_MEM_TABLE, memory.table(), memory.fds())
+        table = MemoryTable(tuple(self._told(region) for region in memory.table().regions))
+        await self.request(FrontendRequest.SET_MEM_TABLE, table, memory.fds())
+
+    async def add_mem_reg(self, region: RamRegion) -> None:
+        """Add one memory region to those that the back-end knows."""
+        told = SingleRegion(self._told(region.message()))
+        await self.request(FrontendRequest.ADD_MEM_REG, told, [region.fd.fileno()])
+
+    async def rem_mem_reg(self, region: RamRegion) -> None:
+        """Take a memory region away from the back-end."""
+        await self.request(FrontendRequest.REM_MEM_REG, SingleRegion(self._told(region.message())))
 
     async def start_ring(self, ring: DriverQueue, *, enable: bool = True, log_addr: int | None = None) -> None:
         """Tell a ring's size, position, addresses and eventfds, which starts it, and enable it.
@@ -272,6 +293,12 @@ class FrontEnd(trio.abc.AsyncResource):
             available=told(ring.avail_addr),
             log=log_addr or 0,
         )
+
+    def _told(self, region: MemoryRegion) -> MemoryRegion:
+        """A memory region in the kind of addresses that was negotiated."""
+        if ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
+            return replace(region, userspace_addr=region.guest_phys_addr)
+        return region
 
 
 def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | None:

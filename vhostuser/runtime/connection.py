@@ -23,8 +23,12 @@ from vhostuser.errors import FdError, GuestError, PayloadError, PortError, Unsup
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
+from vhostuser.runtime.dirty import Logging
+from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.inband import InBand
 from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
@@ -42,16 +46,26 @@ from vhostuser.wire.requests import Direction
 
 log = logging.getLogger(__name__)
 
-#: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
-Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
+#: Carries out one admitted request: the body of its own reply (with descriptors, as Done), or None. Raises a
+#: VhostUserError to refuse.
+Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
+PROTOCOL_FEATURES = (
+    ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+    | ProtocolFeature.GPA_ADDRESSES
+    | ProtocolFeature.INBAND_NOTIFICATIONS
+)
 
 
 @dataclass
 class Vring:
-    """What the front-end told us of one vring. `live`: it runs in its group's thread."""
+    """What the front-end told us of one vring. `polled`: not to be kicked; `live`: it runs in its group's thread."""
 
     index: int
     num: int = 0
@@ -60,6 +74,7 @@ class Vring:
     kick: OwnedFd | None = None
     call: OwnedFd | None = None
     err: OwnedFd | None = None
+    polled: bool = False
     live: bool = False
 
     def close(self, *names: str) -> None:
@@ -76,6 +91,7 @@ class LiveGroup:
     """A queue group with at least one live ring."""
 
     group: Group
+    fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -89,7 +105,15 @@ def offer_of(device: Device) -> Offer:
         protocol |= ProtocolFeature.MQ
     if device.announces:
         protocol |= ProtocolFeature.RARP
-    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES, protocol, device.num_rings)
+    if device.has_config:
+        protocol |= ProtocolFeature.CONFIG
+    if device.max_state:
+        protocol |= ProtocolFeature.DEVICE_STATE
+    if device.shares_objects:
+        protocol |= ProtocolFeature.SHARED_OBJECT
+    if device.shmem_regions:
+        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
+    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
 class Connection:
@@ -98,24 +122,38 @@ class Connection:
     Attributes:
         session: the protocol's state.
         memory: the present memory table.
+        logging: the dirty log.
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
         iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
+        inband: notifications by message.
+        calls: those that the device makes.
+        state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
 
     def __init__(
-        self, device: Device, channel: Channel, handlers: Mapping[int, Handler], counters: dict[str, int] | None = None
+        self,
+        device: Device,
+        channel: Channel,
+        handlers: Mapping[int, Handler],
+        counters: dict[str, int] | None = None,
+        group_type: type[Group] = Group,
     ) -> None:
         self.device = device
+        self._group_type = group_type
         self.session = BackendSession(offer_of(device))
         self.memory = GuestMemory()
+        self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
         self.backend_channel = BackendChannel(self.session, self._complaints)
         self.iommu = Iommu(self.backend_channel)
+        self.inband = InBand(self.backend_channel)
+        self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
+        self.state_transfer: StateTransfer | None = None
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -132,12 +170,14 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self.device.front_end = self.calls
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
                     nursery.cancel_scope.cancel()
-                    self._tell_device(set())
+                    self.device.front_end = None
+                    self._tell_device()
         finally:
             self._release()
 
@@ -154,10 +194,19 @@ class Connection:
             for number, live in self._groups.items():
                 nursery.start_soon(self._in_turn, live.group, partial(function, number, live.group.pump))
 
+    async def log_anew(self) -> None:
+        """Have the rings of all groups log as the front-end has told by now."""
+        await self.in_turns(self._log_anew)
+
     @staticmethod
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
         with suppress(GroupEndedError):
             await group.call(function)
+
+    def start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a task until it is done or the connection ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function)
 
     def check_foreign(self, fd: OwnedFd, name: str) -> None:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
@@ -173,7 +222,7 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
-            self._tell_device(self._running_rings())
+            self._tell_device()
             self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
@@ -191,17 +240,22 @@ class Connection:
             handler = self._handlers.get(message.request)
             if handler is None:
                 raise UnsupportedRequestError(f"{message.name} is not supported")
-            return message, Done(await handler(self, message))
+            done = await handler(self, message)
+            return message, done if isinstance(done, Done) else Done(done)
         except VhostUserError as error:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, and enabled."""
+        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            return set()
         states = zip(self.vrings, self.session.vrings, strict=True)
-        return {vring.index for vring, status in states if vring.live and status.enabled}
+        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
+        return {index for index in enabled if not self.ring(index).fault}
 
-    def _tell_device(self, running: set[int]) -> None:
+    def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
+        running = self._running_rings()
         for index in sorted(self._running ^ running):
             self.device.ring_running(index, index in running)
         self._running = running
@@ -217,6 +271,24 @@ class Connection:
         """The living group of a live vring."""
         return self._groups[self._place(index)[0]].group
 
+    def notifier(self, vring: Vring, name: str, fd: OwnedFd | None) -> int:
+        """What a ring uses as its ``kick``, ``call`` or ``err``: `fd`, one of ours that stands for messages, or -1."""
+        if fd is not None:
+            return fd.fileno()
+        if ProtocolFeature.INBAND_NOTIFICATIONS not in self.session.protocol_features:
+            return -1
+        if name == "kick" and vring.polled:
+            return -1
+        assert self._nursery is not None
+        return self.inband.fileno(self._nursery, vring.index, name)
+
+    def _notifiers(self, vring: Vring) -> tuple[int, int, int]:
+        return (
+            self.notifier(vring, "kick", vring.kick),
+            self.notifier(vring, "call", vring.call),
+            self.notifier(vring, "err", vring.err),
+        )
+
     def check_addresses(self, index: int, num: int, addr: VringAddr | None) -> None:
         """Judge where a ring lies. What is not known yet is not judged.
 
@@ -227,13 +299,18 @@ class Connection:
         if addr is None or not num or not self.memory.mappings:
             return
         sizes = area_sizes(self.session.features, num)
-        areas = sorted(zip(_areas(addr), sizes, AREAS, strict=True))
-        for address, size, name in areas:
+        placed = sorted(zip(areas(addr), sizes, AREAS, strict=True))
+        for address, size, name in placed:
             if self._iotlb is None:  # with one, what is not there yet may come
                 self.memory.ring_address(address, size, f"vring {index}: {name}")
-        for (lower, size, below), (upper, _, above) in pairwise(areas):
+        for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
+
+    def rings_in(self, addresses: range) -> list[int]:
+        """The live rings of which some part begins there."""
+        placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
+        return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
 
     def check_base(self, index: int, num: int, base: int) -> None:
         """Judge where a ring of `num` descriptors shall go on; 0: its size is not known yet, nor judged.
@@ -266,7 +343,7 @@ class Connection:
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
-            await live.group.call(lambda: self._start(ring, vring))
+            await live.group.call(partial(self._start, ring, vring, self._notifiers(vring)))
         except BaseException:
             vring.live = False
             raise
@@ -279,6 +356,7 @@ class Connection:
             vring.base = await self.group(index).call(ring.stop)
             vring.live = False
         vring.close("kick", "call")
+        vring.polled = False
         if not any(vring.live for vring in self.vrings):
             # what a front-end withdraws while no ring runs, it need not tell
             self.iommu.table = Iotlb(self.memory)
@@ -291,7 +369,7 @@ class Connection:
                 await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
-        """Use a new memory table everywhere, and unmap the old one, which nobody reads any more then.
+        """Use a new memory table everywhere, and unmap what it lacks of the old one, which nobody reads any more then.
 
         All groups are asked at once: one that is slow to answer keeps none of the others waiting.
         """
@@ -299,7 +377,7 @@ class Connection:
         self._retired.append(old)
         await self.adopt_iotlb(self.iommu.table.over(memory))
         self._retired.remove(old)
-        old.close()
+        old.close(memory)
 
     async def adopt_iotlb(self, table: Iotlb) -> None:
         """Use a new IOTLB everywhere; no thread uses the old one when this returns."""
@@ -327,23 +405,27 @@ class Connection:
 
     def _open_group(self, number: int) -> LiveGroup:
         assert self._nursery is not None
+        features = self.session.features & ~int(VhostFeature.LOG_ALL)  # no driver acknowledges that
         if not self._groups:
-            self.device.driver_started(self.session.features)
+            self.device.driver_started(features)
         try:
-            pump = self.device.pump(number, self.session.features)
+            pump = self.device.pump(number, features)
         except OSError as error:
             if not self._groups:
                 self.device.driver_stopped()
             raise PortError(f"queue group {number} cannot be set up: {error.strerror}") from error
         if self.device.timelines:
             pump.record(self.device.timelines[number])
-        ask = partial(self.iommu.ask, self._nursery)
         queue: Queue | None = None
+        group = self._group_type(
+            pump,
+            lambda: queue.offer() if queue else None,
+            self._complaints,
+            lambda: live.fault.set(),
+            partial(self.iommu.ask, self._nursery),
+        )
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, ask)
             queue = Queue(pump, group.call)
-        else:
-            group = Group(pump, None, self._complaints, ask)
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live
@@ -354,6 +436,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     if queue is not None:
                         nursery.start_soon(self._serve, queue)
+                    nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
             _add(self.counters, live.group.pump.counters())
@@ -361,6 +444,13 @@ class Connection:
             if not self._groups:
                 self.device.driver_stopped()
             live.ended.set()
+
+    async def _watch_faults(self, live: LiveGroup) -> None:
+        """Tell the device of rings that broke, here, where a port that fails over it ends the connection."""
+        while True:
+            await live.fault.wait()
+            live.fault = trio.Event()
+            self._tell_device()
 
     async def _serve(self, queue: Queue) -> None:
         """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
@@ -373,17 +463,20 @@ class Connection:
     def _release(self) -> None:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
+        self.logging.close()
         self.backend_channel.close()
+        self.inband.close()
         for memory in (*self._retired, self.memory):
             memory.close()
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
-    def _start(self, ring: Ring, vring: Vring) -> None:
+    def _start(self, ring: Ring, vring: Vring, notifiers: tuple[int, int, int]) -> None:
         self._place_ring(ring, vring)
-        ring.set_kick(_number(vring.kick))
-        ring.set_call(_number(vring.call))
-        ring.set_err(_number(vring.err))
+        kick, call, err = notifiers
+        ring.set_kick(kick)
+        ring.set_call(call)
+        ring.set_err(err)
         ring.enabled = self.session.vrings[vring.index].enabled
         ring.start(vring.base)
 
@@ -392,11 +485,17 @@ class Connection:
         features = self.session.features
         ring.configure(
             vring.num,
-            _areas(vring.addr),
+            areas(vring.addr),
             bool(features & VirtioFeature.RING_EVENT_IDX),
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
         ring.adopt(self.memory, self._iotlb)
+        self.logging.tell(ring, vring.addr, features)
+
+    def _log_anew(self, number: int, pump: Pump) -> None:
+        for ring in pump.rings:
+            if ring.started and (addr := self.vrings[ring.index].addr) is not None:
+                self.logging.tell(ring, addr, self.session.features)
 
     @staticmethod
     def _adopt(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None = None) -> list[int]:
@@ -413,13 +512,9 @@ class Connection:
 AREAS = ("descriptor", "available", "used")
 
 
-def _areas(addr: VringAddr) -> tuple[int, int, int]:
+def areas(addr: VringAddr) -> tuple[int, int, int]:
     """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
     return addr.descriptor, addr.available, addr.used
-
-
-def _number(fd: OwnedFd | None) -> int:
-    return -1 if fd is None else fd.fileno()
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:

@@ -67,6 +67,7 @@ class Group:
     Args:
         pump: what to turn; closed when the thread has ended.
         on_chain: called in the event loop when a Python device's pump holds a new chain.
+        on_fault: called in the event loop when a ring broke.
         complaints: where broken rings are told of; the session's.
         on_question: called in the event loop with what a ring has to ask of an IOMMU (:meth:`Ring.question`).
     """
@@ -76,10 +77,12 @@ class Group:
         pump: Pump,
         on_chain: Callable[[], None] | None = None,
         complaints: Complaints | None = None,
+        on_fault: Callable[[], None] | None = None,
         on_question: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self.pump = pump
         self._on_chain = on_chain
+        self._on_fault = on_fault
         self._on_question = on_question
         self._complaints = complaints or Complaints()
         self._calls: deque[_Call[Any]] = deque()
@@ -186,6 +189,8 @@ class Group:
     def _report(self, ring: Ring) -> None:
         ring.report()
         self._complaints.add("vring %d is broken and stopped: %s", ring.index, FAULTS[ring.fault])
+        if self._on_fault is not None:
+            self._in_loop(self._on_fault)
 
     def _in_loop(self, function: Callable[[], None]) -> None:
         assert self._token is not None

@@ -43,6 +43,8 @@ cdef enum:
     VANISHED = -6
     UNPLACED = -7
 
+    LOG_PAGE_SHIFT = 12
+
     KICKS = 0
     CALLS = 1
     CALLS_SUPPRESSED = 2

@@ -56,6 +56,8 @@ BAD_INDIRECT = -5
 VANISHED = -6
 UNPLACED = -7
 
+LOG_PAGE_SHIFT = 12  #: a page of the dirty log, always 4096 bytes
+
 # counters of a ring
 KICKS = 0
 CALLS = 1

@@ -3,9 +3,10 @@
 Must not know which message brought a region, nor which ring reads it.
 
 A :class:`Mapping` is one region mapped from a descriptor after every check that can be made: kind of file, sizes,
-wraps, file length, page and huge-page alignment. A :class:`GuestMemory` is a snapshot of all regions, sorted by
-guest-physical address. It never changes: a new table is a new object, which each queue group adopts between two
-turns, and the old one is closed when all have. (The ancestor, vhost-net, does the same with RCU.)
+wraps, file length, page and huge-page alignment; whatever else comes in a peer's file is a :class:`FileMapping`. A
+:class:`GuestMemory` is a snapshot of all regions, sorted by guest-physical address. It never changes: a new table is a
+new object, which may share regions with the old one. Each queue group adopts it between two turns; what the old one
+alone had is unmapped when all have. (The ancestor, vhost-net, does the same with RCU.)
 
 :meth:`GuestMemory.translate` has three answers. A number of iovecs: a range may span neighbouring regions, and each
 piece is one iovec. ``FAULT``: some byte of it is nowhere. ``MISS``: nowhere *yet*, ask the front-end and try again
@@ -53,32 +54,30 @@ def _page_size(fd: int) -> int:
     return _PAGE
 
 
-class Mapping:
-    """One memory region, mapped shared, readable and writable.
+class FileMapping:
+    """Part of a peer's file, mapped shared, readable and writable.
 
     Attributes:
-        guest_phys_addr, memory_size, userspace_addr: as in the message; bytes.
-        host_address: where the region's first byte lies in this process.
+        size: bytes.
+        host_address: where the first of them lies in this process.
     """
 
-    def __init__(self, fd: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, mmap_offset: int) -> None:
-        """Map a region. The descriptor stays the caller's.
+    def __init__(self, fd: int, size: int, mmap_offset: int) -> None:
+        """Map `size` bytes from `mmap_offset` on. The descriptor stays the caller's.
 
         Raises:
-            PayloadError: an empty region, a wrap past 2^64, or a range past the end of the file.
+            PayloadError: no bytes, a wrap past 2^64, or a range past the end of the file.
             FdError: not a regular file (memfd, hugetlbfs, shared memory) open for reading and writing, or not mappable.
         """
-        self.guest_phys_addr = guest_phys_addr
-        self.memory_size = memory_size
-        self.userspace_addr = userspace_addr
+        self.size = size
         self._start = 0
-        self._check_range("guest_phys_addr", guest_phys_addr)
-        self._check_range("userspace_addr", userspace_addr)
+        if size == 0:
+            raise PayloadError(f"{self}: its size is 0")
         self._check_range("mmap_offset", mmap_offset)
         self._check_file(fd, mmap_offset)
         page = _page_size(fd)
         begin = mmap_offset & ~(page - 1)
-        self._length = (mmap_offset + memory_size - begin + page - 1) & ~(page - 1)
+        self._length = (mmap_offset + size - begin + page - 1) & ~(page - 1)
         flags = mmap.MAP_SHARED | _MAP_NORESERVE
         start = _libc.mmap(None, self._length, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, begin)
         if start == _MAP_FAILED or start is None:
@@ -87,13 +86,11 @@ class Mapping:
         self.host_address = start + mmap_offset - begin
         if guard(start, self._length, page) < 0:
             self.close()
-            raise FdError(f"{self}: this process guards as many memory regions as it can")
+            raise FdError(f"{self}: this process guards as many mappings of peers' files as it can")
 
     def _check_range(self, name: str, first: int) -> None:
-        if self.memory_size == 0:
-            raise PayloadError(f"{self}: memory_size is 0")
-        if first + self.memory_size > _LIMIT:
-            raise PayloadError(f"{self}: {name} {first:#x} + memory_size {self.memory_size:#x} wraps past 2^64")
+        if first + self.size > _LIMIT:
+            raise PayloadError(f"{self}: {name} {first:#x} + size {self.size:#x} wraps past 2^64")
 
     def _check_file(self, fd: int, mmap_offset: int) -> None:
         status = os.fstat(fd)
@@ -101,18 +98,38 @@ class Mapping:
             raise FdError(f"{self}: its descriptor is no regular file (mode {stat.filemode(status.st_mode)})")
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
             raise FdError(f"{self}: its descriptor is not open for reading and writing")
-        if mmap_offset + self.memory_size > status.st_size:
+        if mmap_offset + self.size > status.st_size:
             raise PayloadError(
-                f"{self}: mmap_offset {mmap_offset:#x} + memory_size ends at {mmap_offset + self.memory_size:#x}, "
+                f"{self}: mmap_offset {mmap_offset:#x} + size ends at {mmap_offset + self.size:#x}, "
                 f"past the end of the file at {status.st_size:#x}"
             )
 
     def close(self) -> None:
-        """Unmap. Nothing may read the region any more."""
+        """Unmap. Nothing may read or write it any more."""
         if self._start:
             unguard(self._start)
             _libc.munmap(self._start, self._length)
             self._start = 0
+
+    def __repr__(self) -> str:
+        return f"a file's {self.size:#x} bytes"
+
+
+class Mapping(FileMapping):
+    """One memory region.
+
+    Attributes:
+        guest_phys_addr, memory_size, userspace_addr: as in the message; bytes.
+    """
+
+    def __init__(self, fd: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, mmap_offset: int) -> None:
+        """Map a region. Raises as :class:`FileMapping` does, and PayloadError if its addresses wrap past 2^64."""
+        self.guest_phys_addr = guest_phys_addr
+        self.size = self.memory_size = memory_size
+        self.userspace_addr = userspace_addr
+        self._check_range("guest_phys_addr", guest_phys_addr)
+        self._check_range("userspace_addr", userspace_addr)
+        super().__init__(fd, memory_size, mmap_offset)
 
     def __repr__(self) -> str:
         return f"memory region {self.guest_phys_addr:#x}+{self.memory_size:#x}"
@@ -149,11 +166,15 @@ class GuestMemory:
             "Q",
             [n for m in ordered for n in (m.guest_phys_addr, m.memory_size, m.host_address)] or [0, 0, 0],
         )
+        by_host = sorted((mapping.host_address, mapping.guest_phys_addr) for mapping in ordered)
+        self.hosts = array("Q", [n for pair in by_host for n in pair] or [0, 0])
 
-    def close(self) -> None:
-        """Unmap every region."""
+    def close(self, successor: GuestMemory | None = None) -> None:
+        """Unmap every region, but for those that `successor` has taken over."""
+        kept = set() if successor is None else set(successor.mappings)
         for mapping in self.mappings:
-            mapping.close()
+            if mapping not in kept:
+                mapping.close()
 
     def find(self, address: cython.ulonglong, hint: cython.int) -> cython.int:
         """The row that holds `address`, or -1; `hint` is a row to try first."""
@@ -236,6 +257,22 @@ class GuestMemory:
         if length > self.rows[3 * row + 1] - offset:
             return 0
         return self.rows[3 * row + 2] + offset
+
+    def guest_phys_addr(self, host: cython.ulonglong) -> cython.ulonglong:
+        """The guest-physical address of a byte that lies at `host` in this process, in one of the regions.
+
+        It is the region's by which the byte was reached: a file may be mapped as two of them.
+        """
+        low: cython.int = 0
+        high: cython.int = self.count
+        middle: cython.int
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if host < self.hosts[2 * middle]:
+                high = middle
+            else:
+                low = middle
+        return self.hosts[2 * low + 1] + (host - self.hosts[2 * low])
 
     def ring_address(self, userspace_addr: int, length: int, name: str) -> int:
         """Where part of a ring, given by a front-end address, lies in this process.

@@ -16,6 +16,7 @@ cdef class PackedRing(Ring):
     cdef int walk(self, int flags) noexcept nogil
     cdef int walk_table(self, unsigned long long table, unsigned int length) noexcept nogil
     cdef void fetched(self, int count) noexcept nogil
+    cdef void log_entries(self, int slot, int count) noexcept nogil
     cdef void use(self, int name, unsigned int written, int span) noexcept nogil
     cdef bint asked(self) noexcept nogil
     cdef int take(self, int limit) noexcept nogil

@@ -261,6 +261,7 @@ class PackedRing(Ring):
         i: cython.int
         back: cython.int = 0
         batch: cython.int = 0
+        first: cython.int = self.next_used
         for i in range(count):
             if self.segments[i] == 0:
                 self.counts[CHAINS_DROPPED] += 1
@@ -273,7 +274,20 @@ class PackedRing(Ring):
         for i in range(count, self.taken):
             back += self.span[i]
         self.fetched(-back)
+        if self.log.on:
+            self.log_burst()
+            self.log_entries(first, count)
         self.taken = 0
+
+    def log_entries(self, slot: cython.int, count: cython.int) -> None:
+        """Log the used descriptors that the first `count` chains of the burst got, from `slot` on."""
+        i: cython.int
+        for i in range(count):
+            if i == 0 or not (self.in_order and self.expects == READABLE):
+                self.log.desc_area(16 * cython.cast(cython.ulonglong, slot), 16)
+            slot += self.span[i]
+            if slot >= cython.cast(cython.int, self.num):
+                slot -= self.num
 
     def use(self, name: cython.int, written: cython.uint, span: cython.int) -> None:
         """Write one used descriptor with the id `name`, and go `span` slots on.
@@ -302,8 +316,11 @@ class PackedRing(Ring):
         if self.held < 0:
             return
         store_release_u16(self.slot(self.held) + 14, self.held_flags)
-        self.held = -1
         fence()
+        if self.log.on:
+            self.log.desc_area(16 * cython.cast(cython.ulonglong, self.held) + 14, 2)
+            self.log.poke()
+        self.held = -1
         if self.asked():
             self.notify()
         else:
@@ -339,6 +356,9 @@ class PackedRing(Ring):
         store_u32(self.device, event)
         self.armed = True
         fence()
+        if self.log.on:
+            self.log.device_area(0, 4)
+            self.log.poke()
         return not self.blocked and self.available(load_acquire_u16(self.slot(self.seen) + 14), self.seen_wrap)
 
     def disarm(self) -> None:
@@ -346,3 +366,6 @@ class PackedRing(Ring):
         if self.armed:
             self.armed = False
             store_u32(self.device, EVENT_DISABLE << 16)
+            if self.log.on:
+                fence()
+                self.log.device_area(0, 4)

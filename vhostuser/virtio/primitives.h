@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -32,6 +33,7 @@ static inline unsigned short vu_load_acquire_u16(vu_address a) { return __atomic
 static inline void vu_store_release_u16(vu_address a, unsigned short v) { __atomic_store_n(VU_AT(uint16_t, a), v, __ATOMIC_RELEASE); }
 static inline unsigned int vu_load_acquire_u32(vu_address a) { return __atomic_load_n(VU_AT(uint32_t, a), __ATOMIC_ACQUIRE); }
 static inline void vu_store_release_u32(vu_address a, unsigned int v) { __atomic_store_n(VU_AT(uint32_t, a), v, __ATOMIC_RELEASE); }
+static inline void vu_set_bit(vu_address a, int bit) { __atomic_fetch_or(VU_AT(uint8_t, a), (uint8_t)(1u << bit), __ATOMIC_SEQ_CST); }
 static inline void vu_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void vu_copy(vu_address to, vu_address from, unsigned long long size) {
     memcpy(VU_AT(void, to), VU_AT(void, from), size);
@@ -67,6 +69,14 @@ static inline unsigned long long vu_clock(void) {
 /* 426 on every architecture; the flag is IORING_ENTER_GETEVENTS. */
 static inline int vu_io_uring_enter(int fd, unsigned submit, unsigned complete) {
     long n = syscall(426, fd, submit, complete, 1, (void *)0, 0);
+    return n < 0 ? -errno : (int)n;
+}
+static inline int vu_sendmmsg(int fd, vu_address messages, unsigned count) {
+    long n = syscall(SYS_sendmmsg, fd, VU_AT(struct mmsghdr, messages), count, MSG_DONTWAIT);
+    return n < 0 ? -errno : (int)n;
+}
+static inline int vu_recvmmsg(int fd, vu_address messages, unsigned count) {
+    long n = syscall(SYS_recvmmsg, fd, VU_AT(struct mmsghdr, messages), count, MSG_DONTWAIT, (void *)0);
     return n < 0 ? -errno : (int)n;
 }
 /* The file description belongs to the peer as well: its O_NONBLOCK is not ours to change, so reading asks for

@@ -12,6 +12,7 @@ cdef extern from "primitives.h" nogil:
     void store_release_u16 "vu_store_release_u16"(unsigned long long address, unsigned short value) noexcept
     unsigned int load_acquire_u32 "vu_load_acquire_u32"(unsigned long long address) noexcept
     void store_release_u32 "vu_store_release_u32"(unsigned long long address, unsigned int value) noexcept
+    void set_bit "vu_set_bit"(unsigned long long address, int bit) noexcept
     void fence "vu_fence"() noexcept
     void copy "vu_copy"(unsigned long long to, unsigned long long source, unsigned long long size) noexcept
     void prefetch "vu_prefetch"(unsigned long long address) noexcept
@@ -22,5 +23,7 @@ cdef extern from "primitives.h" nogil:
     int poll "vu_poll"(unsigned long long set, int count, int milliseconds) noexcept
     unsigned long long clock "vu_clock"() noexcept
     int io_uring_enter "vu_io_uring_enter"(int fd, unsigned int submit, unsigned int complete) noexcept
+    int sendmmsg "vu_sendmmsg"(int fd, unsigned long long messages, unsigned int count) noexcept
+    int recvmmsg "vu_recvmmsg"(int fd, unsigned long long messages, unsigned int count) noexcept
     long drain "vu_drain"(int fd) noexcept
     long signal "vu_signal"(int fd, bint may_block) noexcept

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import select
+import sys
 import threading
 import time
 
@@ -19,7 +21,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 for _call in (_libc.read, _libc.write, _libc.readv, _libc.writev, _libc.preadv2):
     _call.restype = ctypes.c_ssize_t
 _RWF_NOWAIT = 8
+_MSG_DONTWAIT = 0x40
 _IO_URING_ENTER, _IORING_ENTER_GETEVENTS = 426, 1  # the number is the same on every architecture
+_FUTEX = {"x86_64": 202}.get(os.uname().machine, 98)
+_FUTEX_WAKE_OP, _FUTEX_OP_OR, _FUTEX_OP_OPARG_SHIFT = 5 | 128, 2, 8
 _lock = threading.Lock()
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
@@ -75,6 +80,18 @@ load_acquire_u32 = load_u32
 store_release_u32 = store_u32
 
 
+def set_bit(address: int, bit: int) -> None:
+    """Set bit 0 to 7 of a byte, whoever else changes others at the same time.
+
+    Python has no atomic OR, but the kernel does one before it wakes nobody: FUTEX_WAKE_OP, on whole words.
+    """
+    word, bit = address & ~3, bit + 8 * (address & 3 if sys.byteorder == "little" else 3 - (address & 3))
+    ors_a_bit = (_FUTEX_OP_OR | _FUTEX_OP_OPARG_SHIFT) << 28 | bit << 12
+    _libc.syscall(
+        _FUTEX, ctypes.c_void_p(word), _FUTEX_WAKE_OP, 0, ctypes.c_void_p(0), ctypes.c_void_p(word), ors_a_bit
+    )
+
+
 def fence() -> None:
     """Order every earlier store before every later load."""
     with _lock:
@@ -127,6 +144,16 @@ def clock() -> int:
 def io_uring_enter(fd: int, submit: int, complete: int) -> int:
     """``io_uring_enter(2)``: submit so many requests, wait for so many completions. Requests taken, or -errno."""
     return _result(_libc.syscall(_IO_URING_ENTER, fd, submit, complete, _IORING_ENTER_GETEVENTS, None, 0))
+
+
+def sendmmsg(fd: int, messages: int, count: int) -> int:
+    """``sendmmsg(2)`` of `count` struct mmsghdr at an address, without waiting: messages sent, or -errno."""
+    return _result(_libc.sendmmsg(fd, ctypes.c_void_p(messages), count, _MSG_DONTWAIT))
+
+
+def recvmmsg(fd: int, messages: int, count: int) -> int:
+    """``recvmmsg(2)`` of `count` struct mmsghdr at an address, without waiting: messages received, or -errno."""
+    return _result(_libc.recvmmsg(fd, ctypes.c_void_p(messages), count, _MSG_DONTWAIT, None))
 
 
 def drain(fd: int) -> int:

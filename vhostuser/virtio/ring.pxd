@@ -1,3 +1,4 @@
+from vhostuser.virtio.dirty cimport DirtyLog, RingLog
 from vhostuser.virtio.layout cimport *
 from vhostuser.virtio.memory cimport GuestMemory, pages_vanished
 from vhostuser.virtio.primitives cimport *
@@ -18,6 +19,7 @@ cdef class Ring:
     cdef readonly int fault
     cdef public bint reported
     cdef public Timeline timeline
+    cdef readonly RingLog log
     cdef readonly bint armed
     cdef unsigned int base
     cdef readonly bint positioned
@@ -47,6 +49,9 @@ cdef class Ring:
     cdef unsigned long long indirect_entry(self, unsigned long long table, unsigned int index) noexcept nogil
     cdef int missed(self, unsigned long long address, unsigned long long length, bint writable) noexcept nogil
     cdef void ask(self, int what, unsigned long long iova, int perm) noexcept nogil
+    cdef void log_burst(self) noexcept nogil
+    cdef void log_written(self, int i, unsigned long long size) noexcept nogil
+    cdef void log_chain(self, int i, unsigned long long size) noexcept nogil
     cdef void note(self, int what, int count) noexcept nogil
     cdef void notify(self) noexcept nogil
     cdef void kicked(self) noexcept nogil

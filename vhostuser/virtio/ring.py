@@ -15,6 +15,9 @@ A chain that a driver built wrongly but that harms no one (an unmapped or empty 
 ``segments[i] == 0``: the device gives it back unused. Whatever makes the ring's own indices or descriptors meaningless
 sets :attr:`Ring.fault`, and the ring yields nothing more until it is started again.
 
+**The dirty log.** What `written` tells of a chain is logged when the burst is given, the layout's own writes when they
+are made. A device that wrote what `written` may never tell of says so at once: `log_written`.
+
 **Iovecs.** The chains of a burst lie one after another in one array, with one spare slot before, between and after
 them, so that a device can put a private header before a chain, or more room behind it, without moving anything. A
 spare slot is empty (the kernel skips zero-length iovecs), so the whole burst is also one long vector.
@@ -40,6 +43,7 @@ from vhostuser.errors import MemoryAccessError
 from vhostuser.virtio.iotlb import Iotlb, IotlbMissError
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.virtio.dirty import DirtyLog, RingLog
     from vhostuser.virtio.layout import (
         ASK_DENIED,
         ASK_NOTHING,
@@ -65,7 +69,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         WRITABLE,
     )
     from vhostuser.virtio.memory import GuestMemory, pages_vanished
-    from vhostuser.virtio.primitives import copy, drain, load_u64, signal
+    from vhostuser.virtio.primitives import copy, drain, fence, load_u64, signal
     from vhostuser.virtio.timeline import Timeline
 
 #: What each value of :attr:`Ring.fault` means.
@@ -105,6 +109,7 @@ class Ring:
         memory: the memory table; what is written there is found in its regions.
         reads_from, writes_to: the tables that translate a driver's addresses; the memory table without an IOMMU.
         timeline: where moments are noted, or None.
+        log: where it logs the guest memory that it writes.
     """
 
     def __init__(self, index: cython.int, expects: cython.int) -> None:
@@ -125,6 +130,7 @@ class Ring:
         self.ask_iova = self.ask_perm = 0
         self.ask_sent = False
         self.timeline: Timeline | None = None
+        self.log = RingLog()
         self.armed = False
         self.taken = 0
         self.iov_end = 0
@@ -200,6 +206,7 @@ class Ring:
                 self.fail(UNPLACED)
             raise
         self.desc, self.driver, self.device = places
+        self.log.place(memory, self.desc, self.device)
         if self.started and not self.positioned:
             self.take_position()
 
@@ -210,6 +217,11 @@ class Ring:
         if iotlb is None:
             return [memory.ring_address(at, size, name) for at, size, _, name in named]
         return [iotlb.ring_address(*area) for area in named]
+
+    def set_log(self, log: DirtyLog | None, own: bool, device: int | None, fd: int) -> None:
+        """Log what is written from now on, as :meth:`RingLog.use` has it."""
+        self.log.use(log, own, device, fd)
+        self.log.place(self.memory, self.desc, self.device)
 
     def start(self, base: int) -> None:
         """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only.
@@ -265,7 +277,8 @@ class Ring:
 
     def counters(self) -> dict[str, int]:
         """Counters by name since the ring was made."""
-        return dict(zip(COUNTERS, self.counts, strict=True))
+        logged = {"pages_logged": self.log.logged, "pages_beyond_log": self.log.beyond}
+        return {**dict(zip(COUNTERS, self.counts, strict=True)), **logged}
 
     def area_sizes(self) -> tuple[int, int, int]:
         """Bytes of the descriptor, driver and device areas at the present size."""
@@ -402,6 +415,36 @@ class Ring:
         self.ask_iova = iova
         self.ask_perm = perm
         self.ask_sent = False
+
+    def log_burst(self) -> None:
+        """Log what was written to the chains of the burst, also to those that go back."""
+        i: cython.int
+        fence()
+        for i in range(self.taken):
+            self.log_chain(i, self.written[i])
+
+    def log_written(self, i: cython.int, size: cython.ulonglong) -> None:
+        """Log at once `size` bytes that were written to the chains from `i` on; `written` may not tell of them."""
+        part: cython.ulonglong
+        if not self.log.on:
+            return
+        fence()
+        while size and i < self.taken:
+            part = min(size, self.size[i])
+            self.log_chain(i, part)
+            size -= part
+            i += 1
+
+    def log_chain(self, i: cython.int, size: cython.ulonglong) -> None:
+        """Log the first `size` bytes of what the device may write of chain `i`."""
+        k: cython.int = self.first[i] + self.readable[i]
+        end: cython.int = self.first[i] + self.segments[i]
+        part: cython.ulonglong
+        while size and k < end:
+            part = min(size, self.iov[2 * k + 1])
+            self.log.buffer(self.iov[2 * k], part)
+            size -= part
+            k += 1
 
     def note(self, what: cython.int, count: cython.int) -> None:
         """Note the present moment if somebody wants to know."""

@@ -8,6 +8,7 @@ cdef class SplitRing(Ring):
     cdef int walk(self, unsigned int head) noexcept nogil
     cdef int take(self, int limit) noexcept nogil
     cdef void give(self, int count) noexcept nogil
+    cdef void log_entries(self, int count) noexcept nogil
     cdef void publish(self) noexcept nogil
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil

@@ -185,8 +185,20 @@ class SplitRing(Ring):
             if self.segments[i] == 0:
                 self.counts[CHAINS_DROPPED] += 1
         self.counts[CHAINS] += count
+        if self.log.on:
+            self.log_burst()
+            self.log_entries(count)
         self.next_avail = (self.next_avail - (self.taken - count)) & 0xFFFF
         self.taken = 0
+
+    def log_entries(self, count: cython.int) -> None:
+        """Log the last `count` used entries that were written."""
+        first: cython.int = (self.next_used - count) & (self.num - 1)
+        until: cython.int = min(count, self.num - first)
+        if until:
+            self.log.device_area(4 + 8 * first, 8 * until)
+        if until < count:
+            self.log.device_area(4, 8 * (count - until))
 
     def publish(self) -> None:
         """Make everything given visible to the driver at once, then signal it if it asked for that.
@@ -202,6 +214,9 @@ class SplitRing(Ring):
         store_release_u16(self.device + 2, new)
         self.published = new
         fence()
+        if self.log.on:
+            self.log.device_area(2, 2)
+            self.log.poke()
         if self.event_idx:
             event = load_u16(self.driver + 4 + 2 * self.num)
             # after a start nobody knows what the driver was last told, so the first one is always sent
@@ -223,6 +238,9 @@ class SplitRing(Ring):
             store_u16(self.device, 0)
         self.armed = True
         fence()
+        if self.log.on:
+            self.log.device_area(4 + 8 * self.num if self.event_idx else 0, 2)
+            self.log.poke()
         return load_acquire_u16(self.driver + 2) != self.seen
 
     def disarm(self) -> None:
@@ -231,3 +249,6 @@ class SplitRing(Ring):
             self.armed = False
             if not self.event_idx:
                 store_u16(self.device, USED_NO_NOTIFY)
+                if self.log.on:
+                    fence()
+                    self.log.device_area(0, 2)

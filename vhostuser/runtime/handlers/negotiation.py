@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
+from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import U64, Message, Payload
 from vhostuser.wire.requests import FrontendRequest as R
 
@@ -24,12 +25,13 @@ async def _get_queue_num(connection: Connection, message: Message) -> Payload:
     return U64(len(connection.device.groups))
 
 
-@handles(R.SET_FEATURES, R.SET_PROTOCOL_FEATURES, R.SET_OWNER)
+@handles(R.SET_FEATURES)
+async def _set_features(connection: Connection, message: Message) -> None:
+    """The session keeps them. Only LOG_ALL may change while rings run, and has to follow then."""
+    assert isinstance(message.payload, U64)
+    await connection.logging.switch(bool(message.payload.value & VhostFeature.LOG_ALL))
+
+
+@handles(R.SET_PROTOCOL_FEATURES, R.SET_OWNER)
 async def _nothing_else_to_do(connection: Connection, message: Message) -> None:
     """The session takes it over from the outcome."""
-
-
-@handles(R.RESET_OWNER)
-async def _reset(connection: Connection, message: Message) -> None:
-    for vring in connection.vrings:
-        await connection.stop(vring.index)

@@ -7,6 +7,7 @@ packet.
 import os
 from typing import Protocol
 
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 
 _MAX_PACKET = 65536 + 64
@@ -21,7 +22,7 @@ class Port(Protocol):
         name: for messages.
         queues: how many queue pairs it has a descriptor for.
         unsupported: network features that the port cannot do.
-        batching: whether it is never full, so that packets may be written in batches without overtaking each other.
+        batching: how packets can be moved in batches without overtaking each other or being lost.
         header_size: bytes of virtio_net_hdr before each packet here, since it was configured. A port that does not know
             num_buffers has 10 although the driver has 12.
     """
@@ -29,7 +30,7 @@ class Port(Protocol):
     name: str
     queues: int
     unsupported: NetFeature
-    batching: bool
+    batching: Batching
     header_size: int
 
     def fileno(self, pair: int = 0) -> int:
@@ -45,7 +46,7 @@ class Port(Protocol):
         """Show the host whether a driver is there."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Set the MTU in bytes."""
+        """Set the MTU in bytes, or see that it fits where the interface is not ours. Raises PortError."""
 
     def close(self) -> None:
         """Close the port."""

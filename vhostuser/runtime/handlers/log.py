@@ -1,0 +1,36 @@
+"""The dirty log."""
+
+from __future__ import annotations
+
+from vhostuser.errors import FdError
+from vhostuser.runtime.connection import Connection
+from vhostuser.runtime.dirty import check_covers
+from vhostuser.runtime.handlers.registry import handles
+from vhostuser.transport.eventfds import check_notifier
+from vhostuser.virtio.dirty import DirtyLog
+from vhostuser.wire.messages import Log, Message, Payload
+from vhostuser.wire.requests import FrontendRequest as R
+
+
+@handles(R.SET_LOG_BASE)
+async def _set_log_base(connection: Connection, message: Message) -> Payload:
+    """Log there from now on; the answer follows when nobody uses the log before it any more."""
+    assert isinstance(message.payload, Log)
+    log = message.payload
+    check_covers(log.mmap_size, connection.memory)
+    with message.fds.take() as fd:
+        mapped = DirtyLog(fd.fileno(), log.mmap_size, log.mmap_offset)
+    await connection.logging.use(mapped)
+    return log
+
+
+@handles(R.SET_LOG_FD)
+async def _set_log_fd(connection: Connection, message: Message) -> None:
+    fd = message.fds.take()
+    try:
+        check_notifier(fd.fileno())
+        connection.check_foreign(fd, message.name)
+    except FdError as error:
+        fd.close()
+        raise FdError(f"{message.name}: {error}") from error
+    await connection.logging.notify(fd)
