@@ -80,7 +80,7 @@ FAULTS = {
     -4: "a descriptor chain is longer than its table, so it is a loop",
     -5: "an indirect descriptor was not negotiated, is nested, has NEXT set, or has a bad length or address",
     -6: "guest memory vanished under the ring: its file was truncated",
-    -7: "the ring's addresses are not in the memory table",
+    -7: "the ring's addresses are not in the memory table, or an area of it, behind an IOMMU, not side by side there",
 }
 
 #: Names of the counters in :meth:`Ring.counters`, in the order of ``layout``.
@@ -234,9 +234,9 @@ class Ring:
         self.taken = 0
         self.base = base
         self.positioned = False
-        self.started = True
         if self.desc:
             self.take_position()
+        self.started = True
 
     def take_position(self) -> None:
         """Go on at the base: the ring has just started, or its memory is known at last."""
