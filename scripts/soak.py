@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +22,12 @@ from typing import Any
 
 import click
 
-from tests.rig import acceptance, debian
+from tests.rig import acceptance, debian, wild_rings
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.datapath import Plan
 from tests.rig.datapath import datapath as run_datapath
+from tests.rig.flood import flood_without_buffers
 from tests.rig.image import guest_image
 from tests.rig.matrix import matrix as run_matrix
 from tests.rig.neighbours import neighbours as run_neighbours
@@ -33,10 +35,13 @@ from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
 from tests.rig.traffic import Host
+from tests.rig.wild_frames import wild_frames
 from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
 EVIDENCE = Path("evidence")
+FRAMES = 1_000_000
+RING_OPERATIONS = 10_000_000
 FRAMES_PER_SECOND = 20_000  # both ways together, in the run `datapath`
 
 
@@ -74,6 +79,14 @@ def idle(seconds: float = 10) -> dict[str, Any]:
     """No thread runs in ten seconds without packets."""
     with machine() as (netns, backend, _, _):
         return acceptance.idle(netns, backend, seconds=seconds)
+
+
+def flood(seconds: float = 10) -> dict[str, Any]:
+    """A host floods guests that give no receive buffers, for ten seconds a layout: no thread runs."""
+    return {
+        "split": flood_without_buffers(seconds),
+        "packed": flood_without_buffers(seconds, packed=True),
+    }
 
 
 def traffic(seconds: float = 600) -> dict[str, Any]:
@@ -122,10 +135,23 @@ def fences() -> dict[str, Any]:
     return results
 
 
+def hostile(seed: int = 1) -> dict[str, Any]:
+    """A million random and mutated frames, ten million ring operations on hostile memory: nothing crashes or stays."""
+    results: dict[str, Any] = {"frames": wild_frames(FRAMES, seed)}
+    with tempfile.TemporaryDirectory() as folder:
+        for layout in wild_rings.LAYOUTS:
+            log = Path(folder) / "log"
+            operations = RING_OPERATIONS // len(wild_rings.LAYOUTS) + 1
+            results[f"ring operations, {layout}"] = wild_rings.wild_rings(operations, layout, seed, log)
+    return {"seed": seed, **results}
+
+
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
+    "hostile": hostile,
     "hotplug": hotplug,
     "idle": idle,
+    "flood": flood,
     "traffic": traffic,
     "datapath": datapath,
     "fences": fences,

@@ -24,6 +24,7 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
+from vhostuser.privileges import NOTHING
 from vhostuser.runtime.connection import PROTOCOL_FEATURES, Connection
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
@@ -48,6 +49,7 @@ class SeveralPorts:
         self.queues = queues
         self.unsupported = NetFeature(0)
         self.batching = Batching.NONE
+        self.capabilities = self.mtu_capabilities = NOTHING
 
     @property
     def header_size(self) -> int:

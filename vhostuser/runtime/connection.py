@@ -19,8 +19,17 @@ from itertools import pairwise
 import trio
 
 from vhostuser.device import Device, Queue
-from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
+from vhostuser.errors import (
+    FdError,
+    GuestError,
+    MemoryAccessError,
+    PayloadError,
+    PortError,
+    UnsupportedRequestError,
+    VhostUserError,
+)
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.audit import Audit
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
@@ -28,10 +37,12 @@ from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.runtime.inband import InBand
 from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.memory import GuestMemory
@@ -96,9 +107,11 @@ class LiveGroup:
     ended: trio.Event = field(default_factory=trio.Event)
 
 
-def offer_of(device: Device) -> Offer:
-    """What a device's back-end offers."""
+def offer_of(device: Device, postcopy: bool = False) -> Offer:
+    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
     protocol = PROTOCOL_FEATURES
+    if postcopy:
+        protocol |= ProtocolFeature.PAGEFAULT
     if device.mtu_settable:
         protocol |= ProtocolFeature.NET_MTU
     if len(device.groups) > 1:
@@ -123,11 +136,13 @@ class Connection:
         session: the protocol's state.
         memory: the present memory table.
         logging: the dirty log.
+        audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
         iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
         inband: notifications by message.
         calls: those that the device makes.
+        postcopy: memory that is still elsewhere.
         state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
@@ -138,22 +153,26 @@ class Connection:
         channel: Channel,
         handlers: Mapping[int, Handler],
         counters: dict[str, int] | None = None,
+        watch: WriteWatch | None = None,
+        userfaults: OwnedFd | None = None,
         group_type: type[Group] = Group,
     ) -> None:
         self.device = device
         self._group_type = group_type
-        self.session = BackendSession(offer_of(device))
+        self.postcopy = Postcopy(userfaults)
+        self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
+        self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
         self.backend_channel = BackendChannel(self.session, self._complaints)
-        self.iommu = Iommu(self.backend_channel)
-        self.inband = InBand(self.backend_channel)
         self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
         self.state_transfer: StateTransfer | None = None
+        self.iommu = Iommu(self.backend_channel)
+        self.inband = InBand(self.session, self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -169,12 +188,16 @@ class Connection:
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self.inband.nursery = nursery
                 self.device.front_end = self.calls
+                nursery.start_soon(self.audit.run)
+                if self.postcopy.offered:
+                    nursery.start_soon(self._end_postcopy_with_front_end)
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
+                    self.postcopy.end()
                     nursery.cancel_scope.cancel()
                     self.device.front_end = None
                     self._tell_device()
@@ -186,6 +209,7 @@ class Connection:
         total = dict(self.counters)
         for live in self._groups.values():
             _add(total, live.group.pump.counters())
+        _add(total, self.audit.counters())
         return total
 
     async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
@@ -196,7 +220,7 @@ class Connection:
 
     async def log_anew(self) -> None:
         """Have the rings of all groups log as the front-end has told by now."""
-        await self.in_turns(self._log_anew)
+        await self.audit.change(self.logging.active, self._log_anew)
 
     @staticmethod
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
@@ -213,8 +237,23 @@ class Connection:
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
+    async def _end_postcopy_with_front_end(self) -> None:
+        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
+        await self._channel.wait_hangup()
+        self.postcopy.end()
+    def check_mapped(self, size: int) -> None:
+        """Raise PayloadError for a memory table whose regions have more bytes together than a connection may map."""
+        limit = self._channel.limits.mapped_bytes
+        if size > limit:
+            raise PayloadError(f"regions of {size} bytes together; a connection may map {limit} (limit mapped_bytes)")
+
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
+        if self.postcopy.is_ack(frame):
+            with frame.fds:
+                await self.adopt(self.postcopy.take())
+                await self.start_waiting(patient=True)
+            return
         with frame.fds:
             if log.isEnabledFor(logging.DEBUG):  # it costs more than most requests
                 log.debug("> %s", describe(Direction.FRONTEND, frame))
@@ -271,24 +310,6 @@ class Connection:
         """The living group of a live vring."""
         return self._groups[self._place(index)[0]].group
 
-    def notifier(self, vring: Vring, name: str, fd: OwnedFd | None) -> int:
-        """What a ring uses as its ``kick``, ``call`` or ``err``: `fd`, one of ours that stands for messages, or -1."""
-        if fd is not None:
-            return fd.fileno()
-        if ProtocolFeature.INBAND_NOTIFICATIONS not in self.session.protocol_features:
-            return -1
-        if name == "kick" and vring.polled:
-            return -1
-        assert self._nursery is not None
-        return self.inband.fileno(self._nursery, vring.index, name)
-
-    def _notifiers(self, vring: Vring) -> tuple[int, int, int]:
-        return (
-            self.notifier(vring, "kick", vring.kick),
-            self.notifier(vring, "call", vring.call),
-            self.notifier(vring, "err", vring.err),
-        )
-
     def check_addresses(self, index: int, num: int, addr: VringAddr | None) -> None:
         """Judge where a ring lies. What is not known yet is not judged.
 
@@ -343,10 +364,21 @@ class Connection:
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
-            await live.group.call(partial(self._start, ring, vring, self._notifiers(vring)))
+            async with self.audit.resting:
+                await live.group.call(partial(self._start, ring, vring, self.inband.notifiers(vring)))
         except BaseException:
             vring.live = False
             raise
+
+    async def start_waiting(self, patient: bool = False) -> None:
+        """Start the rings that only waited for memory; `patient`: what some of them need may come later.
+
+        Raises as :meth:`refresh` does.
+        """
+        for vring in self.vrings:
+            if self.session.vrings[vring.index].started and not vring.live:
+                with suppress(*[MemoryAccessError] * patient):
+                    await self.refresh(vring.index)
 
     async def stop(self, index: int) -> None:
         """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed."""
@@ -365,8 +397,9 @@ class Connection:
         """End the groups without live rings; tell the device when none is left."""
         for number, live in list(self._groups.items()):
             if not any(self.vrings[index].live for index in self.device.groups[number]):
-                live.scope.cancel()
-                await live.ended.wait()
+                async with self.audit.resting:
+                    live.scope.cancel()
+                    await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
         """Use a new memory table everywhere, and unmap what it lacks of the old one, which nobody reads any more then.
@@ -375,8 +408,11 @@ class Connection:
         """
         old, self.memory = self.memory, memory
         self._retired.append(old)
+        await self.audit.look()
+        self.audit.follow(old, memory)
         await self.adopt_iotlb(self.iommu.table.over(memory))
         self._retired.remove(old)
+        self.audit.follow(memory)
         old.close(memory)
 
     async def adopt_iotlb(self, table: Iotlb) -> None:
@@ -419,10 +455,10 @@ class Connection:
         queue: Queue | None = None
         group = self._group_type(
             pump,
-            lambda: queue.offer() if queue else None,
+            (lambda: queue.offer() if queue else None) if isinstance(pump, ChainPump) else None,
             self._complaints,
-            lambda: live.fault.set(),
-            partial(self.iommu.ask, self._nursery),
+            on_fault=lambda: live.fault.set(),
+            on_question=partial(self.iommu.ask, self._nursery),
         )
         if isinstance(pump, ChainPump):
             queue = Queue(pump, group.call)
@@ -463,11 +499,15 @@ class Connection:
     def _release(self) -> None:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
+        self.audit.close()
+        _add(self.counters, self.audit.counters())
         self.logging.close()
         self.backend_channel.close()
         self.inband.close()
-        for memory in (*self._retired, self.memory):
-            memory.close()
+        for memory in (*self._retired, self.memory, self.postcopy.announced):
+            if memory is not None:
+                memory.close()
+
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
@@ -490,12 +530,16 @@ class Connection:
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
         ring.adopt(self.memory, self._iotlb)
-        self.logging.tell(ring, vring.addr, features)
+        self._tell_log(ring, vring.addr)
 
     def _log_anew(self, number: int, pump: Pump) -> None:
         for ring in pump.rings:
             if ring.started and (addr := self.vrings[ring.index].addr) is not None:
-                self.logging.tell(ring, addr, self.session.features)
+                self._tell_log(ring, addr)
+
+    def _tell_log(self, ring: Ring, addr: VringAddr) -> None:
+        self.logging.tell(ring, addr, self.session.features)
+        self.audit.excuse(ring)
 
     @staticmethod
     def _adopt(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None = None) -> list[int]:

@@ -1,6 +1,6 @@
 """In-band notifications: kicks, calls and errors as messages, for rings that were given no descriptor for them.
 
-Must not know rings. For each notification that has no descriptor there is an eventfd of our own in its place, so the
+Must not know what rings do. For each notification that has no descriptor there is an eventfd of our own in its place, so the
 packet path never learns of this: a kick that comes as a message is written to the ring's, and what a ring writes to
 the others goes to the front-end as a message. Calls that come while one is on its way are one call, as with any
 eventfd.
@@ -9,31 +9,59 @@ eventfd.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import trio
 
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.backend_channel import BackendChannel
+from vhostuser.session.backend import BackendSession
+from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import VringState
 from vhostuser.wire.requests import BackendRequest
+
+if TYPE_CHECKING:
+    from vhostuser.runtime.connection import Vring
 
 _MESSAGES = {"call": BackendRequest.VRING_CALL, "err": BackendRequest.VRING_ERR}
 
 
 class InBand:
-    """The eventfds of one connection that stand for messages."""
+    """The eventfds of one connection that stand for messages; each stays open as long as that.
 
-    def __init__(self, channel: BackendChannel) -> None:
+    Attributes:
+        nursery: where tasks turn them into messages; the connection's.
+    """
+
+    def __init__(self, session: BackendSession, channel: BackendChannel) -> None:
+        self.nursery: trio.Nursery | None = None
+        self._session = session
         self._channel = channel
         self._fds: dict[tuple[int, str], OwnedFd] = {}
 
-    def fileno(self, nursery: trio.Nursery, index: int, name: str) -> int:
-        """The eventfd in place of a vring's ``kick``, ``call`` or ``err``; it stays open as long as the connection."""
+    def notifiers(self, vring: Vring) -> tuple[int, int, int]:
+        """What a ring uses as kick, call and err. In the event loop only."""
+        return (
+            self.notifier(vring, "kick", vring.kick),
+            self.notifier(vring, "call", vring.call),
+            self.notifier(vring, "err", vring.err),
+        )
+
+    def notifier(self, vring: Vring, name: str, fd: OwnedFd | None) -> int:
+        """What it uses as one of them: `fd`, an eventfd that stands for messages, or -1. In the event loop only."""
+        if fd is not None:
+            return fd.fileno()
+        if ProtocolFeature.INBAND_NOTIFICATIONS not in self._session.protocol_features:
+            return -1
+        return -1 if name == "kick" and vring.polled else self._own(vring.index, name).fileno()
+
+    def _own(self, index: int, name: str) -> OwnedFd:
         if (index, name) not in self._fds:
             fd = self._fds[index, name] = OwnedFd(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
             if name in _MESSAGES:
-                nursery.start_soon(self._forward, fd, _MESSAGES[name], index)
-        return self._fds[index, name].fileno()
+                assert self.nursery is not None
+                self.nursery.start_soon(self._forward, fd, _MESSAGES[name], index)
+        return self._fds[index, name]
 
     def kick(self, index: int) -> None:
         """A kick came as a message; without an eventfd for it the ring has a descriptor, or is polled."""

@@ -60,6 +60,7 @@ class FileMapping:
     Attributes:
         size: bytes.
         host_address: where the first of them lies in this process.
+        page_size: bytes of the pages behind them.
     """
 
     def __init__(self, fd: int, size: int, mmap_offset: int) -> None:
@@ -75,7 +76,7 @@ class FileMapping:
             raise PayloadError(f"{self}: its size is 0")
         self._check_range("mmap_offset", mmap_offset)
         self._check_file(fd, mmap_offset)
-        page = _page_size(fd)
+        self.page_size = page = _page_size(fd)
         begin = mmap_offset & ~(page - 1)
         self._length = (mmap_offset + size - begin + page - 1) & ~(page - 1)
         flags = mmap.MAP_SHARED | _MAP_NORESERVE
@@ -87,6 +88,11 @@ class FileMapping:
         if guard(start, self._length, page) < 0:
             self.close()
             raise FdError(f"{self}: this process guards as many mappings of peers' files as it can")
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Where the mapping begins, and its length; whole pages around the bytes that were asked for."""
+        return self._start, self._length
 
     def _check_range(self, name: str, first: int) -> None:
         if first + self.size > _LIMIT:
@@ -103,6 +109,11 @@ class FileMapping:
                 f"{self}: mmap_offset {mmap_offset:#x} + size ends at {mmap_offset + self.size:#x}, "
                 f"past the end of the file at {status.st_size:#x}"
             )
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it is still there."""
+        return self._start != 0
 
     def close(self) -> None:
         """Unmap. Nothing may read or write it any more."""
@@ -169,9 +180,9 @@ class GuestMemory:
         by_host = sorted((mapping.host_address, mapping.guest_phys_addr) for mapping in ordered)
         self.hosts = array("Q", [n for pair in by_host for n in pair] or [0, 0])
 
-    def close(self, successor: GuestMemory | None = None) -> None:
-        """Unmap every region, but for those that `successor` has taken over."""
-        kept = set() if successor is None else set(successor.mappings)
+    def close(self, *others: GuestMemory) -> None:
+        """Unmap every region, but for those that one of the `others` has too."""
+        kept = {mapping for other in others for mapping in other.mappings}
         for mapping in self.mappings:
             if mapping not in kept:
                 mapping.close()

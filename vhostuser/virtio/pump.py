@@ -295,16 +295,12 @@ class ChainPump(Pump):
 
     def write(self, ticket: int, data: bytes) -> int:
         """Copy `data` into the chain's writable buffers, as much as fits: bytes copied. Raises as :meth:`read` does."""
-        size: cython.ulonglong
         self._check(ticket)
         done = 0
-        for at, room in self.buffers()[1]:
-            part = data[done : done + room]
+        for at, size in self.buffers()[1]:
+            part = data[done : done + size]
             ctypes.memmove(at, part, len(part))
             done += len(part)
-        size = done
-        with cython.nogil:
-            self.first.log_written(0, size)
         self._check_memory()
         return done
 

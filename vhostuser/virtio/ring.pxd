@@ -47,11 +47,11 @@ cdef class Ring:
     cdef void close_chain(self, int answer) noexcept nogil
     cdef int gather(self, unsigned long long address, unsigned int length, bint writable) noexcept nogil
     cdef unsigned long long indirect_entry(self, unsigned long long table, unsigned int index) noexcept nogil
-    cdef int missed(self, unsigned long long address, unsigned long long length, bint writable) noexcept nogil
-    cdef void ask(self, int what, unsigned long long iova, int perm) noexcept nogil
     cdef void log_burst(self) noexcept nogil
     cdef void log_written(self, int i, unsigned long long size) noexcept nogil
     cdef void log_chain(self, int i, unsigned long long size) noexcept nogil
+    cdef int missed(self, unsigned long long address, unsigned long long length, bint writable) noexcept nogil
+    cdef void ask(self, int what, unsigned long long iova, int perm) noexcept nogil
     cdef void note(self, int what, int count) noexcept nogil
     cdef void notify(self) noexcept nogil
     cdef void kicked(self) noexcept nogil

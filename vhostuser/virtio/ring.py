@@ -210,6 +210,11 @@ class Ring:
         if self.started and not self.positioned:
             self.take_position()
 
+    def set_log(self, log: DirtyLog | None, own: bool, device: int | None, fd: int) -> None:
+        """Log what is written from now on, as :meth:`RingLog.use` has it."""
+        self.log.use(log, own, device, fd)
+        self.log.place(self.memory, self.desc, self.device)
+
     def places(self, memory: GuestMemory, iotlb: Iotlb | None) -> list[int]:
         """Where descriptor, driver and device area lie. Raises as :meth:`adopt` says, and IotlbMissError."""
         areas = zip(self.addresses, self.area_sizes(), self.area_permissions(), _AREAS, strict=True)
@@ -217,11 +222,6 @@ class Ring:
         if iotlb is None:
             return [memory.ring_address(at, size, name) for at, size, _, name in named]
         return [iotlb.ring_address(*area) for area in named]
-
-    def set_log(self, log: DirtyLog | None, own: bool, device: int | None, fd: int) -> None:
-        """Log what is written from now on, as :meth:`RingLog.use` has it."""
-        self.log.use(log, own, device, fd)
-        self.log.place(self.memory, self.desc, self.device)
 
     def start(self, base: int) -> None:
         """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only.
@@ -279,6 +279,11 @@ class Ring:
         """Counters by name since the ring was made."""
         logged = {"pages_logged": self.log.logged, "pages_beyond_log": self.log.beyond}
         return {**dict(zip(COUNTERS, self.counts, strict=True)), **logged}
+
+    def own_areas(self) -> list[tuple[int, int]]:
+        """The (host address, size) pairs of the areas in which the layout writes."""
+        desc, _, device = self.area_sizes()
+        return [(self.desc, desc), (self.device, device)]
 
     def area_sizes(self) -> tuple[int, int, int]:
         """Bytes of the descriptor, driver and device areas at the present size."""
@@ -388,34 +393,6 @@ class Ring:
             done += load_u64(iov + 16 * i + 8)
         return self.scratch_address
 
-    def missed(self, address: cython.ulonglong, length: cython.ulonglong, writable: cython.bint) -> cython.int:
-        """A buffer is not all translated for this use: ``PARK``, or ``DROP`` where only the other use is allowed."""
-        iova: cython.ulonglong
-        if writable:
-            iova = self.writes_to.hole(address, length)
-            if self.reads_from.find(iova, 0) >= 0:
-                self.ask(ASK_DENIED, iova, IOMMU_WRITE)
-                return DROP
-            self.ask(ASK_TRANSLATION, iova, IOMMU_WRITE)
-            return PARK
-        iova = self.reads_from.hole(address, length)
-        if self.writes_to.find(iova, 0) >= 0:
-            self.ask(ASK_DENIED, iova, IOMMU_READ)
-            return DROP
-        self.ask(ASK_TRANSLATION, iova, IOMMU_READ)
-        return PARK
-
-    def ask(self, what: cython.int, iova: cython.ulonglong, perm: cython.int) -> None:
-        """Have a question for the front-end. One that the ring waits for comes before one that tells of a mistake."""
-        if self.asks == ASK_TRANSLATION and what == ASK_DENIED:
-            return
-        if self.asks == what and self.ask_iova == iova:
-            return
-        self.asks = what
-        self.ask_iova = iova
-        self.ask_perm = perm
-        self.ask_sent = False
-
     def log_burst(self) -> None:
         """Log what was written to the chains of the burst, also to those that go back."""
         i: cython.int
@@ -445,6 +422,33 @@ class Ring:
             self.log.buffer(self.iov[2 * k], part)
             size -= part
             k += 1
+    def missed(self, address: cython.ulonglong, length: cython.ulonglong, writable: cython.bint) -> cython.int:
+        """A buffer is not all translated for this use: ``PARK``, or ``DROP`` where only the other use is allowed."""
+        iova: cython.ulonglong
+        if writable:
+            iova = self.writes_to.hole(address, length)
+            if self.reads_from.find(iova, 0) >= 0:
+                self.ask(ASK_DENIED, iova, IOMMU_WRITE)
+                return DROP
+            self.ask(ASK_TRANSLATION, iova, IOMMU_WRITE)
+            return PARK
+        iova = self.reads_from.hole(address, length)
+        if self.writes_to.find(iova, 0) >= 0:
+            self.ask(ASK_DENIED, iova, IOMMU_READ)
+            return DROP
+        self.ask(ASK_TRANSLATION, iova, IOMMU_READ)
+        return PARK
+
+    def ask(self, what: cython.int, iova: cython.ulonglong, perm: cython.int) -> None:
+        """Have a question for the front-end. One that the ring waits for comes before one that tells of a mistake."""
+        if self.asks == ASK_TRANSLATION and what == ASK_DENIED:
+            return
+        if self.asks == what and self.ask_iova == iova:
+            return
+        self.asks = what
+        self.ask_iova = iova
+        self.ask_perm = perm
+        self.ask_sent = False
 
     def note(self, what: cython.int, count: cython.int) -> None:
         """Note the present moment if somebody wants to know."""

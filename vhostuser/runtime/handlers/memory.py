@@ -7,9 +7,9 @@ when the front-end reads that answer it may take away what the old table alone h
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
+from dataclasses import replace
 
-from vhostuser.errors import MemoryAccessError, PayloadError, StateError
+from vhostuser.errors import PayloadError, StateError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
@@ -23,12 +23,15 @@ MAX_MEM_SLOTS = 509
 
 
 @handles(R.SET_MEM_TABLE)
-async def _set_mem_table(connection: Connection, message: Message) -> None:
+async def _set_mem_table(connection: Connection, message: Message) -> Payload | None:
     assert isinstance(message.payload, MemoryTable)
-    await connection.adopt(_map(connection, message.payload.regions, message.fds))
-    for vring in connection.vrings:
-        if connection.session.vrings[vring.index].started and not vring.live:
-            await connection.refresh(vring.index)
+    memory = _map(connection, message.payload.regions, message.fds)
+    if connection.postcopy.listening:
+        _announce(connection, memory)
+        return MemoryTable(tuple(_moved(memory, region) for region in message.payload.regions))
+    await connection.adopt(memory)
+    await connection.start_waiting()
+    return None
 
 
 @handles(R.GET_MAX_MEM_SLOTS)
@@ -37,17 +40,19 @@ async def _get_max_mem_slots(connection: Connection, message: Message) -> Payloa
 
 
 @handles(R.ADD_MEM_REG)
-async def _add_mem_reg(connection: Connection, message: Message) -> None:
+async def _add_mem_reg(connection: Connection, message: Message) -> Payload | None:
     """Add a region. A started ring runs as soon as it finds all of its memory, which this region need not hold."""
     assert isinstance(message.payload, SingleRegion)
-    present = connection.memory.mappings
+    present = (connection.postcopy.announced or connection.memory).mappings
     if len(present) >= MAX_MEM_SLOTS:
         raise StateError(f"ADD_MEM_REG: {len(present)} memory regions are known, the limit is {MAX_MEM_SLOTS}")
-    await connection.adopt(_map(connection, (message.payload.region,), message.fds, present))
-    for vring in connection.vrings:
-        if connection.session.vrings[vring.index].started and not vring.live:
-            with suppress(MemoryAccessError):
-                await connection.refresh(vring.index)
+    memory = _map(connection, (message.payload.region,), message.fds, present)
+    if connection.postcopy.listening:
+        _announce(connection, memory)
+        return SingleRegion(_moved(memory, message.payload.region))
+    await connection.adopt(memory)
+    await connection.start_waiting(patient=True)
+    return None
 
 
 @handles(R.REM_MEM_REG)
@@ -68,9 +73,11 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
 
 
 def _map(
-    connection: Connection, regions: Iterable[MemoryRegion], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
+    connection: Connection, regions: tuple[MemoryRegion, ...], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
 ) -> GuestMemory:
     """A table of regions that are mapped now, and of those that are `present`. Raises as `Mapping` and it do."""
+    size = sum(region.memory_size for region in regions)
+    connection.check_mapped(size + sum(mapping.memory_size for mapping in present))
     mappings: list[Mapping] = []
     try:
         for region, fd in zip(regions, fds, strict=True):
@@ -81,6 +88,24 @@ def _map(
         for mapping in mappings:
             mapping.close()
         raise
+
+
+def _announce(connection: Connection, memory: GuestMemory) -> None:
+    """Keep a table for when the front-end will have acknowledged it; the one that was kept makes way."""
+    earlier = connection.postcopy.announced
+    try:
+        connection.postcopy.announce(memory, connection.memory)
+    except BaseException:
+        memory.close(connection.memory, *([earlier] if earlier else []))
+        raise
+    if earlier is not None:
+        earlier.close(connection.memory, memory)
+
+
+def _moved(memory: GuestMemory, region: MemoryRegion) -> MemoryRegion:
+    """A region with its address in this process in place of the front-end's."""
+    [address] = [m.host_address for m in memory.mappings if m.guest_phys_addr == region.guest_phys_addr]
+    return replace(region, userspace_addr=address)
 
 
 def _userspace_addr(connection: Connection, region: MemoryRegion) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
+from vhostuser.runtime.handlers.rings import enable
 from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import U64, Message, Payload
 from vhostuser.wire.requests import FrontendRequest as R
@@ -27,9 +28,13 @@ async def _get_queue_num(connection: Connection, message: Message) -> Payload:
 
 @handles(R.SET_FEATURES)
 async def _set_features(connection: Connection, message: Message) -> None:
-    """The session keeps them. Only LOG_ALL may change while rings run, and has to follow then."""
+    """The session keeps them. What rings that run have to follow: LOG_ALL, and that all are enabled without bit 30."""
     assert isinstance(message.payload, U64)
-    await connection.logging.switch(bool(message.payload.value & VhostFeature.LOG_ALL))
+    features = message.payload.value
+    await connection.logging.switch(bool(features & VhostFeature.LOG_ALL))
+    if not features & VhostFeature.PROTOCOL_FEATURES:
+        for vring in connection.vrings:
+            await enable(connection, vring)
 
 
 @handles(R.SET_PROTOCOL_FEATURES, R.SET_OWNER)

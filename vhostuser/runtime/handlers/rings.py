@@ -37,10 +37,8 @@ async def _get_vring_base(connection: Connection, message: Message) -> Payload:
 
 @handles(R.SET_VRING_ENABLE)
 async def _set_vring_enable(connection: Connection, message: Message) -> None:
-    vring, enable = _state(connection, message)
-    if vring.live:
-        ring = connection.ring(vring.index)
-        await connection.group(vring.index).call(lambda: setattr(ring, "enabled", bool(enable)))
+    vring, enabled = _state(connection, message)
+    await enable(connection, vring, bool(enabled))
 
 
 @handles(R.SET_VRING_ADDR)
@@ -96,11 +94,18 @@ async def _set_vring_err(connection: Connection, message: Message) -> None:
     await _replace(connection, vring, "err", fd)
 
 
+async def enable(connection: Connection, vring: Vring, enabled: bool = True) -> None:
+    """Have a live ring's thread process it, or not; one that is not live learns it when it starts."""
+    if vring.live:
+        ring = connection.ring(vring.index)
+        await connection.group(vring.index).call(lambda: setattr(ring, "enabled", enabled))
+
+
 async def _replace(connection: Connection, vring: Vring, name: str, fd: OwnedFd | None) -> None:
     """Give a ring its new kick, call or err; the old one is closed when the ring's thread uses it no longer."""
     if vring.live:
         set_fd = getattr(connection.ring(vring.index), f"set_{name}")
-        await connection.group(vring.index).call(partial(set_fd, connection.notifier(vring, name, fd)))
+        await connection.group(vring.index).call(partial(set_fd, connection.inband.notifier(vring, name, fd)))
     vring.close(name)
     setattr(vring, name, fd)
 
