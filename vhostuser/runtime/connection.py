@@ -35,6 +35,7 @@ from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.inband import InBand
 from vhostuser.runtime.inflight import InflightRegion
 from vhostuser.runtime.iommu import Iommu
 from vhostuser.runtime.postcopy import Postcopy
@@ -75,12 +76,13 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
     | ProtocolFeature.GPA_ADDRESSES
+    | ProtocolFeature.INBAND_NOTIFICATIONS
 )
 
 
 @dataclass
 class Vring:
-    """What the front-end told us of one vring. `live`: it runs in its group's thread."""
+    """What the front-end told us of one vring. `polled`: not to be kicked; `live`: it runs in its group's thread."""
 
     index: int
     num: int = 0
@@ -89,6 +91,7 @@ class Vring:
     kick: OwnedFd | None = None
     call: OwnedFd | None = None
     err: OwnedFd | None = None
+    polled: bool = False
     live: bool = False
 
     def close(self, *names: str) -> None:
@@ -145,6 +148,7 @@ class Connection:
         inflight: where rings record what they have in flight.
         backend_channel: for requests of ours to the front-end.
         iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
+        inband: notifications by message.
         calls: those that the device makes.
         postcopy: memory that is still elsewhere.
         state_transfer: the device's state on its way, until the front-end asks what became of it.
@@ -159,8 +163,10 @@ class Connection:
         counters: dict[str, int] | None = None,
         watch: WriteWatch | None = None,
         userfaults: OwnedFd | None = None,
+        group_type: type[Group] = Group,
     ) -> None:
         self.device = device
+        self._group_type = group_type
         self.postcopy = Postcopy(userfaults)
         self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
@@ -175,6 +181,7 @@ class Connection:
         self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
         self.state_transfer: StateTransfer | None = None
         self.iommu = Iommu(self.backend_channel)
+        self.inband = InBand(self.session, self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -190,7 +197,7 @@ class Connection:
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self.inband.nursery = nursery
                 self.device.front_end = self.calls
                 nursery.start_soon(self.audit.run)
                 if self.postcopy.offered:
@@ -376,7 +383,7 @@ class Connection:
         vring.live = True
         try:
             async with self.audit.resting:
-                await live.group.call(lambda: self._start(ring, vring))
+                await live.group.call(partial(self._start, ring, vring, self.inband.notifiers(vring)))
         except BaseException:
             vring.live = False
             raise
@@ -414,6 +421,7 @@ class Connection:
             vring.base = await self.group(index).call(lambda: ring.stop(keep))
             vring.live = False
         vring.close("kick", "call")
+        vring.polled = False
         if not any(vring.live for vring in self.vrings):
             # what a front-end withdraws while no ring runs, it need not tell
             self.iommu.table = Iotlb(self.memory)
@@ -478,7 +486,7 @@ class Connection:
         if self.device.timelines:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
-        group = Group(
+        group = self._group_type(
             pump,
             (lambda: queue.offer() if queue else None) if isinstance(pump, ChainPump) else None,
             self._complaints,
@@ -528,18 +536,21 @@ class Connection:
         _add(self.counters, self.audit.counters())
         self.logging.close()
         self.backend_channel.close()
+        self.inband.close()
         for memory in (*self._retired, self.memory, self.postcopy.announced):
             if memory is not None:
                 memory.close()
         self.inflight.close()
 
+
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
-    def _start(self, ring: Ring, vring: Vring) -> None:
+    def _start(self, ring: Ring, vring: Vring, notifiers: tuple[int, int, int]) -> None:
         self._place_ring(ring, vring)
-        ring.set_kick(_number(vring.kick))
-        ring.set_call(_number(vring.call))
-        ring.set_err(_number(vring.err))
+        kick, call, err = notifiers
+        ring.set_kick(kick)
+        ring.set_call(call)
+        ring.set_err(err)
         ring.enabled = self.session.vrings[vring.index].enabled
         ring.start(vring.base, self.inflight.part(vring.index, self.session.features))
 
@@ -582,10 +593,6 @@ AREAS = ("descriptor", "available", "used")
 def areas(addr: VringAddr) -> tuple[int, int, int]:
     """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
     return addr.descriptor, addr.available, addr.used
-
-
-def _number(fd: OwnedFd | None) -> int:
-    return -1 if fd is None else fd.fileno()
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:

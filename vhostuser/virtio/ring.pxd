@@ -24,7 +24,6 @@ cdef class Ring:
     cdef unsigned int base
     cdef object part
     cdef readonly bint positioned
-    cdef object part
     # what the front-end has to be asked
     cdef readonly int asks
     cdef readonly bint ask_sent

@@ -82,7 +82,7 @@ FAULTS = {
     -4: "a descriptor chain is longer than its table, so it is a loop",
     -5: "an indirect descriptor was not negotiated, is nested, has NEXT set, or has a bad length or address",
     -6: "guest memory vanished under the ring: its file was truncated",
-    -7: "the ring's addresses are not in the memory table",
+    -7: "the ring's addresses are not in the memory table, or an area of it, behind an IOMMU, not side by side there",
     -8: "the ring cannot go on where it was told to, or where the record of what is in flight says",
 }
 
@@ -126,7 +126,6 @@ class Ring:
         self.call_may_block = self.err_may_block = False
         self.desc = self.driver = self.device = 0
         self.fault = 0
-        self.reported = False
         self.base = 0
         self.part: Part | None = None
         self.positioned = False
