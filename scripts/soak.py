@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any
 
 import click
 
-from tests.rig import acceptance, debian
+from tests.rig import acceptance, debian, wild_rings
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.datapath import Plan
@@ -34,10 +35,13 @@ from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
 from tests.rig.traffic import Host
+from tests.rig.wild_frames import wild_frames
 from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
 EVIDENCE = Path("evidence")
+FRAMES = 1_000_000
+RING_OPERATIONS = 10_000_000
 FRAMES_PER_SECOND = 20_000  # both ways together, in the run `datapath`
 
 
@@ -131,8 +135,20 @@ def fences() -> dict[str, Any]:
     return results
 
 
+def hostile(seed: int = 1) -> dict[str, Any]:
+    """A million random and mutated frames, ten million ring operations on hostile memory: nothing crashes or stays."""
+    results: dict[str, Any] = {"frames": wild_frames(FRAMES, seed)}
+    with tempfile.TemporaryDirectory() as folder:
+        for layout in wild_rings.LAYOUTS:
+            log = Path(folder) / "log"
+            operations = RING_OPERATIONS // len(wild_rings.LAYOUTS) + 1
+            results[f"ring operations, {layout}"] = wild_rings.wild_rings(operations, layout, seed, log)
+    return {"seed": seed, **results}
+
+
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
+    "hostile": hostile,
     "hotplug": hotplug,
     "idle": idle,
     "flood": flood,

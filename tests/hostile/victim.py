@@ -25,8 +25,8 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
+from vhostuser.limits import Limits
 from vhostuser.runtime.serve import Server
-from vhostuser.transport.channel import Limits
 from vhostuser.transport.endpoints import Endpoint, listen
 from vhostuser.wire.requests import FrontendRequest
 

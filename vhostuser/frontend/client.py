@@ -21,7 +21,8 @@ import trio
 
 from vhostuser.errors import FramingError, VhostUserError
 from vhostuser.fds import FdBundle
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.limits import Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import connect
 from vhostuser.wire.codec import decode_reply, encode
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
@@ -300,10 +301,11 @@ class FrontEnd(trio.abc.AsyncResource):
     def vring_addr(self, ring: DriverQueue, log_addr: int | None = None) -> VringAddr:
         """The payload of SET_VRING_ADDR for a ring, in the kind of addresses that was negotiated."""
 
-        def told(guest_phys_addr: int) -> int:
-            if ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
-                return guest_phys_addr
-            return ring.memory.userspace_addr(guest_phys_addr)
+        def told(address: int) -> int:
+            # with an IOMMU the memory's addresses are IOVAs, and so are those of rings
+            if self.features & VhostFeature.ACCESS_PLATFORM or ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
+                return address
+            return ring.memory.userspace_addr(address)
 
         return VringAddr(
             ring.index,

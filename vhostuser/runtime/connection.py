@@ -35,6 +35,7 @@ from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.iommu import Iommu
 from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
@@ -42,6 +43,7 @@ from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
+from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
@@ -134,6 +136,7 @@ class Connection:
         audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
         backend_channel: for requests of ours to the front-end.
+        iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
         calls: those that the device makes.
         postcopy: memory that is still elsewhere.
         state_transfer: the device's state on its way, until the front-end asks what became of it.
@@ -162,6 +165,7 @@ class Connection:
         self.backend_channel = BackendChannel(self.session, self._complaints)
         self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
         self.state_transfer: StateTransfer | None = None
+        self.iommu = Iommu(self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -230,6 +234,11 @@ class Connection:
         """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
         await self._channel.wait_hangup()
         self.postcopy.end()
+    def check_mapped(self, size: int) -> None:
+        """Raise PayloadError for a memory table whose regions have more bytes together than a connection may map."""
+        limit = self._channel.limits.mapped_bytes
+        if size > limit:
+            raise PayloadError(f"regions of {size} bytes together; a connection may map {limit} (limit mapped_bytes)")
 
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
@@ -306,7 +315,8 @@ class Connection:
         sizes = area_sizes(self.session.features, num)
         placed = sorted(zip(areas(addr), sizes, AREAS, strict=True))
         for address, size, name in placed:
-            self.memory.ring_address(address, size, f"vring {index}: {name}")
+            if self._iotlb is None:  # with one, what is not there yet may come
+                self.memory.ring_address(address, size, f"vring {index}: {name}")
         for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
@@ -371,6 +381,9 @@ class Connection:
             vring.base = await self.group(index).call(ring.stop)
             vring.live = False
         vring.close("kick", "call")
+        if not any(vring.live for vring in self.vrings):
+            # what a front-end withdraws while no ring runs, it need not tell
+            self.iommu.table = Iotlb(self.memory)
 
     async def reap(self) -> None:
         """End the groups without live rings; tell the device when none is left."""
@@ -389,17 +402,27 @@ class Connection:
         self._retired.append(old)
         await self.audit.look()
         self.audit.follow(old, memory)
-        async with trio.open_nursery() as nursery:
-            for number, live in self._groups.items():
-                nursery.start_soon(self._adopt_in_group, number, live.group, memory)
+        await self.adopt_iotlb(self.iommu.table.over(memory))
         self._retired.remove(old)
         self.audit.follow(memory)
         old.close(memory)
 
-    async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
+    async def adopt_iotlb(self, table: Iotlb) -> None:
+        """Use a new IOTLB everywhere; no thread uses the old one when this returns."""
+        self.iommu.table = table
+        async with trio.open_nursery() as nursery:
+            for number, live in self._groups.items():
+                nursery.start_soon(self._adopt_in_group, number, live.group)
+
+    async def _adopt_in_group(self, number: int, group: Group) -> None:
+        adopt = partial(self._adopt, group.pump.rings, self.memory, self._iotlb)
         with suppress(GroupEndedError):  # it reads no memory any more
-            for index in await group.call(lambda: self._adopt(group.pump.rings, memory)):
+            for index in await group.call(adopt):
                 self._complaints.add("vring %d: group %d: its addresses are not in the new memory table", index, number)
+
+    @property
+    def _iotlb(self) -> Iotlb | None:
+        return self.iommu.table if self.session.features & VhostFeature.ACCESS_PLATFORM else None
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -422,11 +445,15 @@ class Connection:
         if self.device.timelines:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
+        group = Group(
+            pump,
+            (lambda: queue.offer() if queue else None) if isinstance(pump, ChainPump) else None,
+            self._complaints,
+            on_fault=lambda: live.fault.set(),
+            on_question=partial(self.iommu.ask, self._nursery),
+        )
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, lambda: live.fault.set())
             queue = Queue(pump, group.call)
-        else:
-            group = Group(pump, complaints=self._complaints, on_fault=lambda: live.fault.set())
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live
@@ -491,7 +518,7 @@ class Connection:
             bool(features & VirtioFeature.RING_EVENT_IDX),
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
-        ring.adopt(self.memory)
+        ring.adopt(self.memory, self._iotlb)
         self._tell_log(ring, vring.addr)
 
     def _log_anew(self, number: int, pump: Pump) -> None:
@@ -504,12 +531,12 @@ class Connection:
         self.audit.excuse(ring)
 
     @staticmethod
-    def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
+    def _adopt(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None = None) -> list[int]:
         lost = []
         for ring in rings:
             if ring.started:
                 try:
-                    ring.adopt(memory)
+                    ring.adopt(memory, iotlb)
                 except VhostUserError:
                     lost.append(ring.index)
         return lost

@@ -246,6 +246,22 @@ class GuestMemory:
             address = following
             row += 1
 
+    def hole(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.ulonglong:
+        """The first address of a range that is in no row; the range's first if all of it is."""
+        row: cython.int = 0
+        at: cython.ulonglong = address
+        size: cython.ulonglong
+        while True:
+            row = self.find(at, row)
+            if row < 0:
+                return at
+            size = self.rows[3 * row] + self.rows[3 * row + 1] - at
+            if size >= length:
+                return address
+            at += size
+            length -= size
+            row += 1
+
     def contiguous(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.ulonglong:
         """Where a guest-physical range lies in this process if one region holds all of it, else 0."""
         row: cython.int = self.find(address, 0)
@@ -327,6 +343,15 @@ class GuestMemory:
             done += size
         if vanished() != before:
             raise MemoryAccessError(f"guest_phys_addr {address:#x}: {len(data)} bytes vanished while being written")
+
+
+def table_of(rows: array[int], absent: int) -> GuestMemory:
+    """A table of ranges that lie in other tables' regions: first address, bytes and host address of each, sorted."""
+    table = GuestMemory((), absent)
+    if rows:
+        table.rows = rows
+        table.count = len(rows) // 3
+    return table
 
 
 def address_of(buffer: mmap.mmap) -> int:

@@ -226,10 +226,14 @@ class Pump:
         return self.lost(ring) or more
 
     def broken(self) -> cython.bint:
-        """Whether a ring broke, or the port failed, and nobody was told yet."""
+        """Whether a ring broke or has a question, or the port failed, and nobody was told yet."""
         if self.first.fault and not self.first.reported:
             return True
+        if self.first.asks and not self.first.ask_sent:
+            return True
         if self.second is not None and self.second.fault and not self.second.reported:
+            return True
+        if self.second is not None and self.second.asks and not self.second.ask_sent:
             return True
         return self.port_failed
 
@@ -255,6 +259,8 @@ class ChainPump(Pump):
         if self.lost(self.first) or taken < 0:
             return EVENT
         if taken == 0:
+            if self.broken():
+                return EVENT
             return WORK if self.arm(self.first) else 0
         if self.first.segments[0] == 0:
             self.first.give(1)
