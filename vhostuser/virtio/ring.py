@@ -126,10 +126,10 @@ class Ring:
         self.call_may_block = self.err_may_block = False
         self.desc = self.driver = self.device = 0
         self.fault = 0
+        self.reported = False
         self.base = 0
         self.part: Part | None = None
         self.positioned = False
-        self.part: Part | None = None
         self.asks = ASK_NOTHING
         self.ask_iova = self.ask_perm = 0
         self.ask_sent = False
