@@ -64,10 +64,15 @@ class Victim:
 
 
 @asynccontextmanager
-async def serving(path: Path, limits: Limits | None = None, endpoint: Endpoint | None = None) -> AsyncIterator[Victim]:
-    """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already."""
+async def serving(
+    path: Path, limits: Limits | None = None, endpoint: Endpoint | None = None, features: int = 0
+) -> AsyncIterator[Victim]:
+    """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already.
+
+    `features` are offered besides those that it offers by itself.
+    """
     port = PairPort()
-    device = NetDevice(port)
+    device = NetDevice(port, features)
     try:
         async with endpoint or await listen(path, limits) as origin, trio.open_nursery() as nursery:
             server = Server(device, origin)
