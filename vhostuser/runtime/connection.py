@@ -251,10 +251,10 @@ class Connection:
         await self._channel.wait_hangup()
         self.postcopy.end()
     def check_mapped(self, size: int) -> None:
-        """Raise PayloadError for a memory table whose regions have more bytes together than a connection may map."""
+        """Raise PayloadError for a memory table, or a log, of more bytes than a connection may map."""
         limit = self._channel.limits.mapped_bytes
         if size > limit:
-            raise PayloadError(f"regions of {size} bytes together; a connection may map {limit} (limit mapped_bytes)")
+            raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
 
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
