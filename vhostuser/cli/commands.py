@@ -102,10 +102,15 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _print_capabilities(context: click.Context, param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(json.dumps({"type": "net", "features": []}))
-        context.exit()
+class _NetCommand(DeviceCommand):
+    """The program that management software starts, by QEMU's conventions."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Tell the capabilities if they are asked for, before any other word is looked at."""
+        if "--print-capabilities" in args:
+            click.echo(json.dumps({"type": "net", "features": []}))
+            context.exit()
+        return super().parse_args(context, args)
 
 
 class _FeatureChange(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
@@ -135,7 +140,7 @@ def main() -> None:
     """The programs of vhostuser."""
 
 
-@main.command("net", cls=DeviceCommand)
+@main.command("net", cls=_NetCommand)
 @_common_options
 @click.option("--tap", metavar="NAME|/dev/tapN|fd:N,...", multiple=True,
               help="The host side: a tap's name, a macvtap, or a tap's open queues, one for each queue pair.")
@@ -150,7 +155,7 @@ def main() -> None:
               help="Packets in batches: where possible, always (or do not start), or one system call a packet.")
 @click.option("--poll-us", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="N",
               help="Go on looking for packets for N microseconds after the last one, then sleep.")
-@click.option("--print-capabilities", is_flag=True, is_eager=True, expose_value=False, callback=_print_capabilities,
+@click.option("--print-capabilities", is_flag=True, expose_value=False,
               help="Print what QEMU's conventions ask for, as JSON, and exit.")  # fmt: skip
 def net(
     mtu: int | None, features: tuple[int, int], io_uring: str, poll_us: int, **ports: Any
