@@ -18,6 +18,7 @@ import trio
 from tests.devices.test_tap import ip
 from tests.hostile.attack import ask
 from tests.hostile.victim import DEADLINE, frame_of, split_rings
+from vhostuser import edition
 from vhostuser.cli.running import Guest, Program
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.ports.sockets import Loop
@@ -25,7 +26,9 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.dirty import DirtyBitmap
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
+from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import Frame
+from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest as R
 
 
@@ -182,6 +185,22 @@ async def test_all_end_on_a_signal_and_count_on_another(tmp_path: Path) -> None:
             assert [serving.counters(number)["sessions"] for number in range(8)] == [0, 0, 0, 0, 0, 1, 0, 0]
         await serving.end()
         assert not [number for number in range(8) if (tmp_path / str(number)).exists()]
+
+
+@pytest.mark.proves("VU-POST-6")
+async def test_post_copy_on_demand(tmp_path: Path) -> None:
+    """For the one guest that asks for it. An interpreted data path does not start with it."""
+    tables = table(tmp_path, 1, "loop = true\npostcopy = true") + table(tmp_path, 2)
+    async with program(tmp_path, tables, wait=edition.compiled()) as serving:
+        if not edition.compiled():
+            assert "--postcopy: a page that is waited for would stop all" in await serving.ended(1)
+            return
+        for number in (1, 2):
+            async with await serving.connect(number) as front_end:
+                offered = await front_end.request(R.GET_PROTOCOL_FEATURES)
+                assert isinstance(offered, U64)
+                assert bool(offered.value & ProtocolFeature.PAGEFAULT) is (number == 1)
+        await serving.end()
 
 
 async def test_a_timeline_is_written_on_a_signal_and_at_the_end(tmp_path: Path) -> None:

@@ -61,7 +61,13 @@ def do(net: Net, step: str, what: Any, indirect: bool) -> None:
 
 @pytest.mark.proves("VU-LOG-1", "VU-LOG-2")
 @every_layout
-@given(mergeable=st.booleans(), event_idx=st.booleans(), indirect=st.booleans(), batching=st.sampled_from(Batching), steps=steps)
+@given(
+    mergeable=st.booleans(),
+    event_idx=st.booleans(),
+    indirect=st.booleans(),
+    batching=st.sampled_from(Batching),
+    steps=steps,
+)
 @settings(deadline=None, max_examples=60)
 def test_what_was_written_is_what_was_logged(
     layout: int, mergeable: bool, event_idx: bool, indirect: bool, batching: Batching, steps: list[tuple[str, Any]]

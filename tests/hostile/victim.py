@@ -20,12 +20,13 @@ import trio
 
 from tests.ports import PairPort
 from vhostuser.devices.net.device import NetDevice
+from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
+from vhostuser.limits import Limits
 from vhostuser.runtime.serve import Server
-from vhostuser.transport.channel import Limits
 from vhostuser.transport.endpoints import Endpoint, listen
 from vhostuser.wire.requests import FrontendRequest
 
@@ -64,13 +65,22 @@ class Victim:
 
 
 @asynccontextmanager
-async def serving(path: Path, limits: Limits | None = None, endpoint: Endpoint | None = None) -> AsyncIterator[Victim]:
-    """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already."""
+async def serving(
+    path: Path,
+    limits: Limits | None = None,
+    endpoint: Endpoint | None = None,
+    userfaults: OwnedFd | None = None,
+    features: int = 0,
+) -> AsyncIterator[Victim]:
+    """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already.
+
+    Post-copy is offered if there is what makes `userfaults`; `features` besides those that it offers by itself.
+    """
     port = PairPort()
-    device = NetDevice(port)
+    device = NetDevice(port, features)
     try:
         async with endpoint or await listen(path, limits) as origin, trio.open_nursery() as nursery:
-            server = Server(device, origin)
+            server = Server(device, origin, userfaults=userfaults)
             nursery.start_soon(server.run)
             yield Victim(path, port, device, server, nursery)
             nursery.cancel_scope.cancel()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from tests.rig.agent import Agent, GuestJob
 from tests.rig.image import GuestImage, cache_folder
@@ -39,6 +39,7 @@ class VhostUserNic:
         reconnect: seconds between QEMU's tries to connect again, 0 for none.
         queues: queue pairs.
         options: more properties of the device, for example ``disable-modern=on``.
+        iommu: it is behind an emulated Intel IOMMU; the guest uses that with ``intel_iommu=on``.
     """
 
     socket: Path
@@ -46,6 +47,7 @@ class VhostUserNic:
     reconnect: int = 0
     queues: int = 1
     options: str = ""
+    iommu: bool = False
 
     def arguments(self) -> list[str]:
         """QEMU's command line for it."""
@@ -60,8 +62,14 @@ class VhostUserNic:
             device += ",mq=on"
         if self.options:
             device += "," + self.options
+        before: list[str] = []
+        if self.iommu:
+            # On the root bus it would have no ATS. Then a guest that invalidates lazily works on stale translations:
+            # QEMU 7.2 tells of those only that it has seen itself.
+            before = ["-device", "intel-iommu,device-iotlb=on", "-device", "pcie-root-port,id=downlink"]
+            device += ",bus=downlink,iommu_platform=on,ats=on"
         netdev = f"vhost-user,id=net,chardev=nic,queues={self.queues}"
-        return ["-chardev", chardev, "-netdev", netdev, "-device", device]
+        return [*before, "-chardev", chardev, "-netdev", netdev, "-device", device]
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,13 @@ class TapNic:
     """QEMU's own back-end on a tap, to prove the rig without ours and to compare with."""
 
     tap: str
+    options: str = ""
 
     def arguments(self) -> list[str]:
         """QEMU's command line for it."""
         netdev = f"tap,id=net,ifname={self.tap},script=no,downscript=no,vhost=off"
-        return ["-netdev", netdev, "-device", f"virtio-net-pci,netdev=net,mac={GUEST_MAC},vectors=0"]
+        device = f"virtio-net-pci,netdev=net,mac={GUEST_MAC},vectors=0"
+        return ["-netdev", netdev, "-device", device + (f",{self.options}" if self.options else "")]
 
 
 class Qemu:
@@ -106,6 +116,8 @@ class Qemu:
         netns: Netns | None = None,
         name: str = "qemu",
         wait: bool = True,
+        incoming: Path | None = None,
+        kernel_words: str = "",
     ) -> None:
         """Start it and wait for the guest's agent.
 
@@ -118,6 +130,8 @@ class Qemu:
             netns: where QEMU itself runs; only a :class:`TapNic` cares.
             name: for its files.
             wait: False to return at once, for a back-end that comes later; :meth:`attach` has to follow.
+            incoming: listen there for a guest that migrates; :meth:`take_over` has to follow once it is here.
+            kernel_words: more of the kernel's command line.
 
         Raises:
             RigError: QEMU ended, or the guest did not come up.
@@ -132,18 +146,22 @@ class Qemu:
             *accelerator(image),
             *("-machine", "q35,memory-backend=mem", "-smp", str(processors), "-m", size),
             *("-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on"),
-            *("-kernel", image.kernel, "-initrd", image.initramfs, "-append", "console=ttyS0 quiet"),
+            *("-kernel", image.kernel, "-initrd", image.initramfs, "-append", f"console=ttyS0 quiet {kernel_words}"),
             *("-serial", f"file:{self.console}"),
             *("-chardev", f"socket,id=agent,path={self._serial},server=on,wait=off", "-serial", "chardev:agent"),
             *("-qmp", f"unix:{self._monitor},server=on,wait=off"),
         ]
         for device in devices:
             argv += device.arguments()
+        if incoming:
+            argv += ["-incoming", f"unix:{incoming}"]
         self.program = Program(netns.argv(argv) if netns else argv, folder / "qemu.log")
         self._agent: Agent | None = None
         self._qmp: Monitor | None = None
         try:
-            if wait:
+            if incoming:
+                self._qmp = Monitor(self._connect(self._monitor))
+            elif wait:
                 self.attach()
         except BaseException:
             self.close()
@@ -158,6 +176,11 @@ class Qemu:
         self._agent = Agent(self._connect(self._serial).detach())
         self._qmp = Monitor(self._connect(self._monitor))
         self.wait_ready()
+
+    def take_over(self, source: Qemu) -> None:
+        """Have the guest that came from another machine: its agent, and the jobs that run in it, come along."""
+        self._agent, source._agent = source.agent, None
+        self._agent.move(self._connect(self._serial).detach())
 
     @property
     def agent(self) -> Agent:
@@ -255,6 +278,17 @@ class Qemu:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Pinned(NamedTuple):
+    """One processor of a guest, whose packets leave by the queue pair of the same number."""
+
+    guest: Qemu
+    processor: int
+
+    def start(self, command: str) -> GuestJob:
+        """Start a shell command in the background, on this processor."""
+        return self.guest.start(f"taskset -c {self.processor} {command}")
 
 
 class Monitor:

@@ -24,9 +24,11 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
+from vhostuser.privileges import NOTHING
 from vhostuser.runtime.connection import PROTOCOL_FEATURES, Connection
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
+from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.ring import Ring
 from vhostuser.wire.features import ProtocolFeature
@@ -47,6 +49,7 @@ class SeveralPorts:
         self.queues = queues
         self.unsupported = NetFeature(0)
         self.batching = Batching.NONE
+        self.capabilities = self.mtu_capabilities = NOTHING
 
     @property
     def header_size(self) -> int:
@@ -301,9 +304,9 @@ async def test_all_pairs_adopt_new_memory_at_once(served: Server4, monkeypatch: 
     meeting = threading.Barrier(PAIRS)
     adopt = Connection._adopt
 
-    def meet(rings: list[Ring], memory: GuestMemory) -> list[int]:
+    def meet(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None) -> list[int]:
         meeting.wait(DEADLINE)
-        return adopt(rings, memory)
+        return adopt(rings, memory, iotlb)
 
     async with driving(served, *range(PAIRS)) as drivers:
         with monkeypatch.context() as patch:

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.limits import Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.wire.frames import Frame, LentFds
 
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)

@@ -12,6 +12,7 @@ import click
 import vhostuser
 from vhostuser import edition
 from vhostuser.cli.file import guests_of
+from vhostuser.cli.options import LIMIT, MODE, OWNER, UID, USER
 from vhostuser.cli.running import Guest, run
 from vhostuser.device import Device
 from vhostuser.devices.net.device import MAX_PAIRS, IoUring, NetDevice
@@ -22,23 +23,34 @@ from vhostuser.devices.net.ports.packet import Packet
 from vhostuser.devices.net.ports.sockets import Loop, Null
 from vhostuser.devices.net.ports.tap import adopt_tap, open_tap
 from vhostuser.devices.rng import RngDevice
+from vhostuser.limits import Limits
+from vhostuser.privileges import User
+from vhostuser.transport.access import Access
 from vhostuser.virtio.features import VirtioFeature
 
 _VERSION = f"vhostuser {vhostuser.__version__}, data path {edition.name()}"
 
 # ---- options that every device has -----------------------------------------------------------------------------------
 
+_USER = click.option("--user", type=USER, metavar="NAME", help="Be that user once everything is open.")
 _VERBOSE = click.option("-v", "--verbose", count=True, help="Tell about sessions; twice: about each message.")
 _COMMON = (
     click.option("--socket-path", metavar="PATH", help="The vhost-user socket: listen, or connect with --client."),
     click.option("--fd", type=int, metavar="N", help="An inherited vhost-user socket, listening or connected."),
     click.option("--client", is_flag=True, help="Connect to --socket-path, again and again, instead of listening."),
+    click.option("--socket-mode", type=MODE, metavar="OCTAL", help="The socket's permissions, e.g. 0660."),
+    click.option("--socket-owner", type=OWNER, default=":", metavar="USER:GROUP", help="Whose the socket is."),
+    click.option("--peer-uid", type=UID, metavar="NAME", help="Serve front-ends of this user, nobody else's."),
+    click.option("--limit", type=LIMIT, multiple=True, metavar="NAME=N", help="Change what a front-end may take."),
     click.option("--counters", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Write the counters as JSON to FILE on SIGUSR1 and at the end."),
     click.option("--timeline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Write when each thread slept, woke, sent, received, called: JSON lines, like --counters."),
     click.option("--audit-log", is_flag=True,
                  help="Debug live migration: find pages that were written and are not in the dirty log (Linux 6.7)."),
+    click.option("--postcopy", is_flag=True,
+                 help="Offer post-copy migration. A front-end can then stop this process: trust it like this one."),
+    _USER,
     _VERBOSE,
     click.version_option(vhostuser.__version__, message=_VERSION),
 )  # fmt: skip
@@ -50,20 +62,38 @@ class DeviceCommand(click.Command):
     def guest(self, context: click.Context) -> Guest:
         """The guest that a parsed command line asks for. Raises click.UsageError."""
         own = dict(context.params)
-        own.pop("verbose")
+        del own["verbose"], own["user"]
         socket_path, fd, client = (own.pop(name) for name in ("socket_path", "fd", "client"))
+        access = _access(own, listening=socket_path is not None and not client)
+        limits = _limits(own.pop("limit"))
         reports = own.pop("counters"), own.pop("timeline"), own.pop("audit_log")
+        postcopy = own.pop("postcopy")
         if (socket_path is None) == (fd is None):
             raise click.UsageError("exactly one of --socket-path and --fd is needed", context)
         if client and socket_path is None:
             raise click.UsageError("--client needs --socket-path", context)
         assert self.callback is not None
         make = context.invoke(self.callback, **own)
-        return Guest(context.info_name or "", make, socket_path, fd, client, *reports)
+        return Guest(context.info_name or "", make, socket_path, fd, client, access, limits, *reports, postcopy)
 
     def invoke(self, context: click.Context) -> None:
         """Serve it."""
-        run([self.guest(context)], context.params["verbose"])
+        run([self.guest(context)], context.params["verbose"], context.params["user"])
+
+
+def _access(options: dict[str, Any], listening: bool) -> Access:
+    """Who may connect, taken out of the options."""
+    mode, (uid, gid), peer = (options.pop(name) for name in ("socket_mode", "socket_owner", "peer_uid"))
+    if not listening and (mode is not None or (uid, gid) != (-1, -1)):
+        raise click.UsageError("--socket-mode and --socket-owner are for a socket that we make")
+    return Access(mode, uid, gid, peer)
+
+
+def _limits(changes: tuple[tuple[str, float], ...]) -> Limits:
+    limits = Limits()
+    for name, value in changes:
+        limits = limits.changed(name, value)
+    return limits
 
 
 def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,14 +235,15 @@ def rng() -> Callable[[], Device]:
 
 @main.command("serve")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_USER
 @_VERBOSE
-def serve(file: Path, verbose: int) -> None:
+def serve(file: Path, user: User | None, verbose: int) -> None:
     """Serve several guests: a table [[net]] or [[rng]] in FILE for each, whose keys are the command's options.
 
     Example: vhostuser serve /etc/vhostuser.toml
     """
     devices = {name: command for name, command in main.commands.items() if isinstance(command, DeviceCommand)}
-    run(guests_of(file, devices), verbose)
+    run(guests_of(file, devices), verbose, user)
 
 
 def net_main() -> None:

@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from vhostuser.errors import FramingError, VhostUserError
-from vhostuser.fds import FdBundle
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.fds import FdBundle, OwnedFd
+from vhostuser.limits import Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import connect
 from vhostuser.wire.codec import decode_reply, encode
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import (
     U64,
+    Inflight,
     MemoryRegion,
     MemoryTable,
     Payload,
@@ -40,7 +42,7 @@ from vhostuser.wire.requests import Direction, FrontendRequest, Reply, RequestSp
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vhostuser.frontend.dirty import DirtyBitmap
     from vhostuser.frontend.memory import GuestRam, RamRegion
@@ -52,6 +54,18 @@ DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | Pro
 
 _NO_FD = 0x100
 """In the reply to SET_DEVICE_STATE_FD: success, and no other descriptor to use."""
+
+
+class InflightFile(NamedTuple):
+    """The memory in which a back-end records its requests in flight; whoever has it keeps it for the next back-end.
+
+    Attributes:
+        told: What it is, as both messages about it have it.
+        fd: The file, owned by whoever has this.
+    """
+
+    told: Inflight
+    fd: OwnedFd
 
 
 class RefusedError(VhostUserError):
@@ -71,6 +85,7 @@ class FrontEnd(trio.abc.AsyncResource):
         features: Virtio features that were acknowledged.
         protocol_features: Protocol features that were acknowledged.
         backend_channel: Our end of the back-end's own channel, once :meth:`open_backend_channel` made it.
+        listening: Whether the back-end was told to wait for pages, so that it answers with its own addresses.
     """
 
     def __init__(self, channel: Channel, reply_timeout: float = 30.0) -> None:
@@ -79,6 +94,7 @@ class FrontEnd(trio.abc.AsyncResource):
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self.backend_channel: Channel | None = None
+        self.listening = False
         self._reply_timeout = reply_timeout
         self._turn = trio.Lock()
         self._unanswered = ""
@@ -183,6 +199,8 @@ class FrontEnd(trio.abc.AsyncResource):
             return True
         if spec.reply is Reply.GATED and spec.gate is not None and spec.gate in self.protocol_features:
             return True
+        if spec.reply is Reply.POSTCOPY and self.listening:
+            return True
         acknowledged = self.protocol_features
         if spec.number is FrontendRequest.SET_PROTOCOL_FEATURES and isinstance(payload, U64):
             acknowledged = ProtocolFeature(payload.value)  # the new bits decide about their own acknowledgement
@@ -215,15 +233,17 @@ class FrontEnd(trio.abc.AsyncResource):
         await self.request(FrontendRequest.SET_FEATURES, U64(wanted))
         self.features = wanted
 
-    async def set_mem_table(self, memory: GuestRam) -> None:
-        """Tell all of a guest's memory."""
+    async def set_mem_table(self, memory: GuestRam) -> Sequence[MemoryRegion]:
+        """Tell all of a guest's memory; in post-copy the answer has the back-end's addresses of the regions."""
         table = MemoryTable(tuple(self._told(region) for region in memory.table().regions))
-        await self.request(FrontendRequest.SET_MEM_TABLE, table, memory.fds())
+        answer = await self.request(FrontendRequest.SET_MEM_TABLE, table, memory.fds())
+        return answer.regions if isinstance(answer, MemoryTable) else ()
 
-    async def add_mem_reg(self, region: RamRegion) -> None:
-        """Add one memory region to those that the back-end knows."""
+    async def add_mem_reg(self, region: RamRegion) -> Sequence[MemoryRegion]:
+        """Add one memory region to those that the back-end knows; as for :meth:`set_mem_table`."""
         told = SingleRegion(self._told(region.message()))
-        await self.request(FrontendRequest.ADD_MEM_REG, told, [region.fd.fileno()])
+        answer = await self.request(FrontendRequest.ADD_MEM_REG, told, [region.fd.fileno()])
+        return [answer.region] if isinstance(answer, SingleRegion) else ()
 
     async def rem_mem_reg(self, region: RamRegion) -> None:
         """Take a memory region away from the back-end."""
@@ -267,14 +287,42 @@ class FrontEnd(trio.abc.AsyncResource):
         if self.features & VhostFeature.PROTOCOL_FEATURES:
             await self.request(FrontendRequest.SET_VRING_ENABLE, VringState(ring.index, int(enable)))
 
-    async def stop_ring(self, ring: DriverQueue) -> int:
-        """Stop a ring; return its position, from which the next start goes on."""
-        reply = await self.request(FrontendRequest.GET_VRING_BASE, VringState(ring.index, 0))
+    async def stop_ring(self, ring: DriverQueue, *, skip_drain: bool = False) -> int:
+        """Stop a ring; return its position, from which the next start goes on.
+
+        Args:
+            ring: The ring.
+            skip_drain: Leave requests in flight, recorded as such, rather than wait until they are completed.
+        """
+        request = FrontendRequest.GET_VRING_BASE_SKIP_DRAIN if skip_drain else FrontendRequest.GET_VRING_BASE
+        reply = await self.request(request, VringState(ring.index, 0))
         assert isinstance(reply, VringState), reply  # as in _word
         if reply.index != ring.index:
             raise FramingError(f"GET_VRING_BASE: the answer is about vring {reply.index}, not {ring.index}")
         ring.base = reply.num
         return reply.num
+
+    async def get_inflight(self, num_queues: int, queue_size: int) -> InflightFile:
+        """Have the back-end make memory for its requests in flight.
+
+        Args:
+            num_queues: For how many rings.
+            queue_size: Of how many descriptors each.
+
+        Raises:
+            RefusedError: The back-end has none.
+        """
+        asked = Inflight(0, 0, num_queues, queue_size)
+        told, fds = await self.request_with_fds(FrontendRequest.GET_INFLIGHT_FD, asked)
+        with fds:
+            assert isinstance(told, Inflight), told  # as in _word
+            if not told.mmap_size or not len(fds):
+                raise RefusedError(f"GET_INFLIGHT_FD: {told} with {len(fds)} descriptors")
+            return InflightFile(told, fds.take())
+
+    async def set_inflight(self, file: InflightFile) -> None:
+        """Give a back-end the memory in which one before it recorded its requests in flight."""
+        await self.request(FrontendRequest.SET_INFLIGHT_FD, file.told, [file.fd.fileno()])
 
     async def open_backend_channel(self) -> Channel:
         """Make the back-end's own channel and hand it one end; the other is :attr:`backend_channel` from now on."""
@@ -294,10 +342,11 @@ class FrontEnd(trio.abc.AsyncResource):
     def vring_addr(self, ring: DriverQueue, log_addr: int | None = None) -> VringAddr:
         """The payload of SET_VRING_ADDR for a ring, in the kind of addresses that was negotiated."""
 
-        def told(guest_phys_addr: int) -> int:
-            if ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
-                return guest_phys_addr
-            return ring.memory.userspace_addr(guest_phys_addr)
+        def told(address: int) -> int:
+            # with an IOMMU the memory's addresses are IOVAs, and so are those of rings
+            if self.features & VhostFeature.ACCESS_PLATFORM or ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
+                return address
+            return ring.memory.userspace_addr(address)
 
         return VringAddr(
             ring.index,
@@ -324,7 +373,8 @@ def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | N
         return None
     value = decode_reply(spec, answer)
     own_reply = spec.reply is Reply.ALWAYS
-    if value is None and own_reply and spec.reply_payload is not None:
+    without = value is None and (own_reply or spec.reply is Reply.POSTCOPY) and spec.reply_payload is not None
+    if without or len(answer.fds) < spec.reply_fds.min:
         raise RefusedError(f"{spec.name}: refused with an empty reply")
     # Acknowledgements, and the replies that are one in all but name (those that have a value for a refusal).
     if isinstance(value, U64) and (not own_reply or spec.refusal is not None) and value.value & ~_NO_FD:

@@ -19,7 +19,15 @@ from itertools import pairwise
 import trio
 
 from vhostuser.device import Device, Queue
-from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
+from vhostuser.errors import (
+    FdError,
+    GuestError,
+    MemoryAccessError,
+    PayloadError,
+    PortError,
+    UnsupportedRequestError,
+    VhostUserError,
+)
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.audit import Audit
 from vhostuser.runtime.backend_channel import BackendChannel
@@ -27,12 +35,17 @@ from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.inband import InBand
+from vhostuser.runtime.inflight import InflightRegion
+from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
+from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
@@ -49,21 +62,27 @@ log = logging.getLogger(__name__)
 #: VhostUserError to refuse.
 Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
+DRAIN_LIMIT = 10.0  # seconds for a device to complete what it has in flight when its ring shall stop
+
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
 PROTOCOL_FEATURES = (
     ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.GET_VRING_BASE_INFLIGHT
+    | ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
     | ProtocolFeature.GPA_ADDRESSES
+    | ProtocolFeature.INBAND_NOTIFICATIONS
 )
 
 
 @dataclass
 class Vring:
-    """What the front-end told us of one vring. `live`: it runs in its group's thread."""
+    """What the front-end told us of one vring. `polled`: not to be kicked; `live`: it runs in its group's thread."""
 
     index: int
     num: int = 0
@@ -72,6 +91,7 @@ class Vring:
     kick: OwnedFd | None = None
     call: OwnedFd | None = None
     err: OwnedFd | None = None
+    polled: bool = False
     live: bool = False
 
     def close(self, *names: str) -> None:
@@ -85,17 +105,20 @@ class Vring:
 
 @dataclass
 class LiveGroup:
-    """A queue group with at least one live ring."""
+    """A queue group with at least one live ring; `queue` is where a Python device gets its chains."""
 
     group: Group
+    queue: Queue | None = None
     fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
 
-def offer_of(device: Device) -> Offer:
-    """What a device's back-end offers."""
+def offer_of(device: Device, postcopy: bool = False) -> Offer:
+    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
     protocol = PROTOCOL_FEATURES
+    if postcopy:
+        protocol |= ProtocolFeature.PAGEFAULT
     if device.mtu_settable:
         protocol |= ProtocolFeature.NET_MTU
     if len(device.groups) > 1:
@@ -122,8 +145,12 @@ class Connection:
         logging: the dirty log.
         audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
+        inflight: where rings record what they have in flight.
         backend_channel: for requests of ours to the front-end.
+        iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
+        inband: notifications by message.
         calls: those that the device makes.
+        postcopy: memory that is still elsewhere.
         state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
@@ -135,19 +162,26 @@ class Connection:
         handlers: Mapping[int, Handler],
         counters: dict[str, int] | None = None,
         watch: WriteWatch | None = None,
+        userfaults: OwnedFd | None = None,
+        group_type: type[Group] = Group,
     ) -> None:
         self.device = device
-        self.session = BackendSession(offer_of(device))
+        self._group_type = group_type
+        self.postcopy = Postcopy(userfaults)
+        self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
         self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
+        self.inflight = InflightRegion(device.num_rings)
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
         self.backend_channel = BackendChannel(self.session, self._complaints)
         self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
         self.state_transfer: StateTransfer | None = None
+        self.iommu = Iommu(self.backend_channel)
+        self.inband = InBand(self.session, self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -163,13 +197,16 @@ class Connection:
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self.inband.nursery = nursery
                 self.device.front_end = self.calls
                 nursery.start_soon(self.audit.run)
+                if self.postcopy.offered:
+                    nursery.start_soon(self._end_postcopy_with_front_end)
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
+                    self.postcopy.end()
                     nursery.cancel_scope.cancel()
                     self.device.front_end = None
                     self._tell_device()
@@ -209,8 +246,23 @@ class Connection:
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
+    async def _end_postcopy_with_front_end(self) -> None:
+        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
+        await self._channel.wait_hangup()
+        self.postcopy.end()
+    def check_mapped(self, size: int) -> None:
+        """Raise PayloadError for a memory table, or a log, of more bytes than a connection may map."""
+        limit = self._channel.limits.mapped_bytes
+        if size > limit:
+            raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
+
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
+        if self.postcopy.is_ack(frame):
+            with frame.fds:
+                await self.adopt(self.postcopy.take())
+                await self.start_waiting(patient=True)
+            return
         with frame.fds:
             if log.isEnabledFor(logging.DEBUG):  # it costs more than most requests
                 log.debug("> %s", describe(Direction.FRONTEND, frame))
@@ -242,12 +294,21 @@ class Connection:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
-        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+        """The rings that the host may send to: enabled and not broken, of a driver that is there. At the end none is.
+
+        Front-ends start and stop the rings of a driver one by one. If the host's flows went by those alone that run at
+        the moment, what it sent by the others before would be overtaken there. So a ring that was enabled by a request,
+        not by default, counts as long as any ring is live.
+        """
+        over = self._nursery is None or self._nursery.cancel_scope.cancel_called
+        if over or not any(vring.live for vring in self.vrings):
             return set()
-        states = zip(self.vrings, self.session.vrings, strict=True)
-        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
-        return {index for index in enabled if not self.ring(index).fault}
+        by_request = self.session.features & VhostFeature.PROTOCOL_FEATURES
+        return {
+            vring.index
+            for vring, status in zip(self.vrings, self.session.vrings, strict=True)
+            if status.enabled and (not self.ring(vring.index).fault if vring.live else by_request)
+        }
 
     def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
@@ -279,7 +340,8 @@ class Connection:
         sizes = area_sizes(self.session.features, num)
         placed = sorted(zip(areas(addr), sizes, AREAS, strict=True))
         for address, size, name in placed:
-            self.memory.ring_address(address, size, f"vring {index}: {name}")
+            if self._iotlb is None:  # with one, what is not there yet may come
+                self.memory.ring_address(address, size, f"vring {index}: {name}")
         for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
@@ -321,19 +383,48 @@ class Connection:
         vring.live = True
         try:
             async with self.audit.resting:
-                await live.group.call(lambda: self._start(ring, vring))
+                await live.group.call(partial(self._start, ring, vring, self.inband.notifiers(vring)))
         except BaseException:
             vring.live = False
             raise
 
-    async def stop(self, index: int) -> None:
-        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed."""
+    async def start_waiting(self, patient: bool = False) -> None:
+        """Start the rings that only waited for memory; `patient`: what some of them need may come later.
+
+        Raises as :meth:`refresh` does.
+        """
+        for vring in self.vrings:
+            if self.session.vrings[vring.index].started and not vring.live:
+                with suppress(*[MemoryAccessError] * patient):
+                    await self.refresh(vring.index)
+
+    async def drain(self, index: int) -> None:
+        """Wait until what a ring has in flight is completed, or too long.
+
+        A device with a pump of its own completes within a turn what it has taken.
+        """
+        live = self._groups.get(self._place(index)[0])
+        if self.vrings[index].live and live and live.queue:
+            with trio.move_on_after(DRAIN_LIMIT) as scope:
+                await live.queue.drain()
+            if scope.cancelled_caught:
+                self._complaints.add("vring %d: still in flight after %g s, and not waited for", index, DRAIN_LIMIT)
+
+    async def stop(self, index: int, keep: bool = False) -> None:
+        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed.
+
+        What it has in flight goes back to its driver, or with `keep` stays recorded as in flight.
+        """
         vring = self.vrings[index]
         if vring.live:
             ring = self.ring(index)
-            vring.base = await self.group(index).call(ring.stop)
+            vring.base = await self.group(index).call(lambda: ring.stop(keep))
             vring.live = False
         vring.close("kick", "call")
+        vring.polled = False
+        if not any(vring.live for vring in self.vrings):
+            # what a front-end withdraws while no ring runs, it need not tell
+            self.iommu.table = Iotlb(self.memory)
 
     async def reap(self) -> None:
         """End the groups without live rings; tell the device when none is left."""
@@ -352,17 +443,27 @@ class Connection:
         self._retired.append(old)
         await self.audit.look()
         self.audit.follow(old, memory)
-        async with trio.open_nursery() as nursery:
-            for number, live in self._groups.items():
-                nursery.start_soon(self._adopt_in_group, number, live.group, memory)
+        await self.adopt_iotlb(self.iommu.table.over(memory))
         self._retired.remove(old)
         self.audit.follow(memory)
         old.close(memory)
 
-    async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
+    async def adopt_iotlb(self, table: Iotlb) -> None:
+        """Use a new IOTLB everywhere; no thread uses the old one when this returns."""
+        self.iommu.table = table
+        async with trio.open_nursery() as nursery:
+            for number, live in self._groups.items():
+                nursery.start_soon(self._adopt_in_group, number, live.group)
+
+    async def _adopt_in_group(self, number: int, group: Group) -> None:
+        adopt = partial(self._adopt, group.pump.rings, self.memory, self._iotlb)
         with suppress(GroupEndedError):  # it reads no memory any more
-            for index in await group.call(lambda: self._adopt(group.pump.rings, memory)):
+            for index in await group.call(adopt):
                 self._complaints.add("vring %d: group %d: its addresses are not in the new memory table", index, number)
+
+    @property
+    def _iotlb(self) -> Iotlb | None:
+        return self.iommu.table if self.session.features & VhostFeature.ACCESS_PLATFORM else None
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -385,21 +486,25 @@ class Connection:
         if self.device.timelines:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
+        group = self._group_type(
+            pump,
+            (lambda: queue.offer() if queue else None) if isinstance(pump, ChainPump) else None,
+            self._complaints,
+            on_fault=lambda: live.fault.set(),
+            on_question=partial(self.iommu.ask, self._nursery),
+        )
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints, lambda: live.fault.set())
             queue = Queue(pump, group.call)
-        else:
-            group = Group(pump, complaints=self._complaints, on_fault=lambda: live.fault.set())
-        live = self._groups[number] = LiveGroup(group)
-        self._nursery.start_soon(self._run_group, number, live, queue)
+        live = self._groups[number] = LiveGroup(group, queue)
+        self._nursery.start_soon(self._run_group, number, live)
         return live
 
-    async def _run_group(self, number: int, live: LiveGroup, queue: Queue | None) -> None:
+    async def _run_group(self, number: int, live: LiveGroup) -> None:
         try:
             with live.scope:
                 async with trio.open_nursery() as nursery:
-                    if queue is not None:
-                        nursery.start_soon(self._serve, queue)
+                    if live.queue is not None:
+                        nursery.start_soon(self._serve, live.queue)
                     nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
@@ -431,18 +536,23 @@ class Connection:
         _add(self.counters, self.audit.counters())
         self.logging.close()
         self.backend_channel.close()
-        for memory in (*self._retired, self.memory):
-            memory.close()
+        self.inband.close()
+        for memory in (*self._retired, self.memory, self.postcopy.announced):
+            if memory is not None:
+                memory.close()
+        self.inflight.close()
+
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
-    def _start(self, ring: Ring, vring: Vring) -> None:
+    def _start(self, ring: Ring, vring: Vring, notifiers: tuple[int, int, int]) -> None:
         self._place_ring(ring, vring)
-        ring.set_kick(_number(vring.kick))
-        ring.set_call(_number(vring.call))
-        ring.set_err(_number(vring.err))
+        kick, call, err = notifiers
+        ring.set_kick(kick)
+        ring.set_call(call)
+        ring.set_err(err)
         ring.enabled = self.session.vrings[vring.index].enabled
-        ring.start(vring.base)
+        ring.start(vring.base, self.inflight.part(vring.index, self.session.features))
 
     def _place_ring(self, ring: Ring, vring: Vring) -> None:
         assert vring.addr is not None
@@ -453,7 +563,7 @@ class Connection:
             bool(features & VirtioFeature.RING_EVENT_IDX),
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
-        ring.adopt(self.memory)
+        ring.adopt(self.memory, self._iotlb)
         self._tell_log(ring, vring.addr)
 
     def _log_anew(self, number: int, pump: Pump) -> None:
@@ -466,12 +576,12 @@ class Connection:
         self.audit.excuse(ring)
 
     @staticmethod
-    def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
+    def _adopt(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None = None) -> list[int]:
         lost = []
         for ring in rings:
             if ring.started:
                 try:
-                    ring.adopt(memory)
+                    ring.adopt(memory, iotlb)
                 except VhostUserError:
                     lost.append(ring.index)
         return lost
@@ -483,10 +593,6 @@ AREAS = ("descriptor", "available", "used")
 def areas(addr: VringAddr) -> tuple[int, int, int]:
     """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
     return addr.descriptor, addr.available, addr.used
-
-
-def _number(fd: OwnedFd | None) -> int:
-    return -1 if fd is None else fd.fileno()
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:

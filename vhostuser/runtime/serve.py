@@ -9,6 +9,7 @@ import trio
 
 from vhostuser.device import Device
 from vhostuser.errors import ConnectionClosedError, FramingError
+from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers import HANDLERS
 from vhostuser.transport.endpoints import Endpoint
@@ -30,13 +31,20 @@ class Server:
         sessions: how many connections there were.
     """
 
-    def __init__(self, device: Device, endpoint: Endpoint, watch: WriteWatch | None = None) -> None:
+    def __init__(
+        self, device: Device, endpoint: Endpoint, watch: WriteWatch | None = None, userfaults: OwnedFd | None = None
+    ) -> None:
+        """Audit the dirty log if there is a `watch`; offer post-copy if there is what makes `userfaults`.
+
+        Both stay the caller's (:mod:`vhostuser.virtio.audit`, :mod:`vhostuser.virtio.userfault`).
+        """
         self.sessions = 0
         self._device = device
         self._endpoint = endpoint
         self._watch = watch
         self._connection: Connection | None = None
         self._counters: dict[str, int] = {}
+        self._userfaults = userfaults
 
     async def run(self) -> None:
         """Serve until cancelled, or until the endpoint has no further connection.
@@ -49,7 +57,9 @@ class Server:
         async for channel in self._endpoint:
             async with channel:
                 self.sessions += 1
-                self._connection = Connection(self._device, channel, HANDLERS, self._counters, self._watch)
+                self._connection = Connection(
+                    self._device, channel, HANDLERS, self._counters, self._watch, self._userfaults
+                )
                 log.info("session %d: a front-end is connected", self.sessions)
                 try:
                     await self._connection.run()

@@ -114,6 +114,7 @@ class BackendSession:
         self.vrings = [VringStatus() for _ in range(offer.vrings)]
         self.status = 0
         self._features_came = self._features_granted = False
+        self._listening = False  # for post-copy
 
     @property
     def suspended(self) -> bool:
@@ -257,6 +258,8 @@ class BackendSession:
     def _has_own_reply(self, spec: RequestSpec) -> bool:
         if spec.reply is Reply.GATED:
             return spec.gate is not None and spec.gate in self.protocol_features
+        if spec.reply is Reply.POSTCOPY:
+            return self._listening
         return spec.reply is Reply.ALWAYS
 
     def _wants_ack(self, message: Message) -> bool:
@@ -279,6 +282,8 @@ class BackendSession:
                     vring.started = vring.enabled = False
             case _R.SET_STATUS, U64(status):
                 self._commit_status(status)
+            case ((_R.POSTCOPY_ADVISE | _R.POSTCOPY_LISTEN | _R.POSTCOPY_END), _):
+                self._listening = message.request == _R.POSTCOPY_LISTEN
             case _R.SET_VRING_KICK, VringFd(index):
                 self.vrings[index].started = True
             case _R.VRING_KICK, VringState(index):

@@ -59,6 +59,7 @@ class FileMapping:
 
     Attributes:
         size: bytes.
+        origin: the file's device and inode, and where in it they begin.
         host_address: where the first of them lies in this process.
         page_size: bytes of the pages behind them.
     """
@@ -100,6 +101,7 @@ class FileMapping:
 
     def _check_file(self, fd: int, mmap_offset: int) -> None:
         status = os.fstat(fd)
+        self.origin = status.st_dev, status.st_ino, mmap_offset
         if not stat.S_ISREG(status.st_mode):
             raise FdError(f"{self}: its descriptor is no regular file (mode {stat.filemode(status.st_mode)})")
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
@@ -109,6 +111,11 @@ class FileMapping:
                 f"{self}: mmap_offset {mmap_offset:#x} + size ends at {mmap_offset + self.size:#x}, "
                 f"past the end of the file at {status.st_size:#x}"
             )
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it is still there."""
+        return self._start != 0
 
     def close(self) -> None:
         """Unmap. Nothing may read or write it any more."""
@@ -126,6 +133,7 @@ class Mapping(FileMapping):
 
     Attributes:
         guest_phys_addr, memory_size, userspace_addr: as in the message; bytes.
+        claims: how often the front-end has added it, and not removed it.
     """
 
     def __init__(self, fd: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, mmap_offset: int) -> None:
@@ -133,6 +141,7 @@ class Mapping(FileMapping):
         self.guest_phys_addr = guest_phys_addr
         self.size = self.memory_size = memory_size
         self.userspace_addr = userspace_addr
+        self.claims = 1
         self._check_range("guest_phys_addr", guest_phys_addr)
         self._check_range("userspace_addr", userspace_addr)
         super().__init__(fd, memory_size, mmap_offset)
@@ -175,9 +184,9 @@ class GuestMemory:
         by_host = sorted((mapping.host_address, mapping.guest_phys_addr) for mapping in ordered)
         self.hosts = array("Q", [n for pair in by_host for n in pair] or [0, 0])
 
-    def close(self, successor: GuestMemory | None = None) -> None:
-        """Unmap every region, but for those that `successor` has taken over."""
-        kept = set() if successor is None else set(successor.mappings)
+    def close(self, *others: GuestMemory) -> None:
+        """Unmap every region, but for those that one of the `others` has too."""
+        kept = {mapping for other in others for mapping in other.mappings}
         for mapping in self.mappings:
             if mapping not in kept:
                 mapping.close()
@@ -235,6 +244,22 @@ class GuestMemory:
             if following < address:  # this region ends with the address space, and 2^64 does not wrap to 0
                 return FAULT
             address = following
+            row += 1
+
+    def hole(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.ulonglong:
+        """The first address of a range that is in no row; the range's first if all of it is."""
+        row: cython.int = 0
+        at: cython.ulonglong = address
+        size: cython.ulonglong
+        while True:
+            row = self.find(at, row)
+            if row < 0:
+                return at
+            size = self.rows[3 * row] + self.rows[3 * row + 1] - at
+            if size >= length:
+                return address
+            at += size
+            length -= size
             row += 1
 
     def contiguous(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.ulonglong:
@@ -318,6 +343,15 @@ class GuestMemory:
             done += size
         if vanished() != before:
             raise MemoryAccessError(f"guest_phys_addr {address:#x}: {len(data)} bytes vanished while being written")
+
+
+def table_of(rows: array[int], absent: int) -> GuestMemory:
+    """A table of ranges that lie in other tables' regions: first address, bytes and host address of each, sorted."""
+    table = GuestMemory((), absent)
+    if rows:
+        table.rows = rows
+        table.count = len(rows) // 3
+    return table
 
 
 def address_of(buffer: mmap.mmap) -> int:

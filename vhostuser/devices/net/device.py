@@ -14,12 +14,13 @@ from vhostuser.devices.net.pump import NetPump
 from vhostuser.devices.net.uring import check_uring
 from vhostuser.errors import PortError
 from vhostuser.virtio.features import SUPPORTED as RING_FEATURES
+from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.pump import Pump
 
 #: SET_VRING_KICK and its like have eight bits for the ring's index.
 MAX_PAIRS = 128
 _RECEIVE, _TRANSMIT = range(2)  # rings of a pair
-_OFFERABLE = net.SUPPORTED | net.NetFeature.MTU
+_OFFERABLE = net.SUPPORTED | net.NetFeature.MTU | VirtioFeature.ACCESS_PLATFORM
 _BROADCAST = b"\xff" * 6
 
 
@@ -69,6 +70,10 @@ class NetDevice(Device):
             wanted |= net.NetFeature.MQ
         # int: the complement of an IntFlag lacks the bits above its highest member
         self.features = net.consistent(wanted & ~int(port.unsupported) & ~remove)
+        # NET_SET_MTU is for a front-end whose driver is told of the MTU
+        self.capabilities = port.capabilities
+        if self.features & net.NetFeature.MTU:
+            self.capabilities |= port.mtu_capabilities
         self._accepted: int | None = None  # by the driver, while there is one
         self._mtu: int | None = None
         self._receiving: set[int] = set()  # pairs

@@ -1,15 +1,19 @@
 """The front-end's memory: a whole table at once, or region by region.
 
+QEMU (7.2) adds a region once for each queue pair, and removes it as often. So a region that is told again, the same to
+the file, is counted, and is gone when it was removed as often.
+
 A table is never edited. Each of these requests makes a new one, which all rings adopt before the answer goes out; so
 when the front-end reads that answer it may take away what the old table alone had.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from contextlib import suppress
+from dataclasses import replace
 
-from vhostuser.errors import MemoryAccessError, PayloadError, StateError
+from vhostuser.errors import PayloadError, StateError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
@@ -23,12 +27,15 @@ MAX_MEM_SLOTS = 509
 
 
 @handles(R.SET_MEM_TABLE)
-async def _set_mem_table(connection: Connection, message: Message) -> None:
+async def _set_mem_table(connection: Connection, message: Message) -> Payload | None:
     assert isinstance(message.payload, MemoryTable)
-    await connection.adopt(_map(connection, message.payload.regions, message.fds))
-    for vring in connection.vrings:
-        if connection.session.vrings[vring.index].started and not vring.live:
-            await connection.refresh(vring.index)
+    memory = _map(connection, message.payload.regions, message.fds)
+    if connection.postcopy.listening:
+        _announce(connection, memory)
+        return MemoryTable(tuple(_moved(memory, region) for region in message.payload.regions))
+    await connection.adopt(memory)
+    await connection.start_waiting()
+    return None
 
 
 @handles(R.GET_MAX_MEM_SLOTS)
@@ -37,17 +44,25 @@ async def _get_max_mem_slots(connection: Connection, message: Message) -> Payloa
 
 
 @handles(R.ADD_MEM_REG)
-async def _add_mem_reg(connection: Connection, message: Message) -> None:
+async def _add_mem_reg(connection: Connection, message: Message) -> Payload | None:
     """Add a region. A started ring runs as soon as it finds all of its memory, which this region need not hold."""
     assert isinstance(message.payload, SingleRegion)
-    present = connection.memory.mappings
+    present = (connection.postcopy.announced or connection.memory).mappings
+    if known := _known(connection, present, message.payload.region, message.fds.filenos()[0]):
+        known.claims += 1
+        if connection.postcopy.listening:  # it will be acknowledged like any other
+            _announce(connection, GuestMemory(present))
+            return SingleRegion(replace(message.payload.region, userspace_addr=known.host_address))
+        return None
     if len(present) >= MAX_MEM_SLOTS:
         raise StateError(f"ADD_MEM_REG: {len(present)} memory regions are known, the limit is {MAX_MEM_SLOTS}")
-    await connection.adopt(_map(connection, (message.payload.region,), message.fds, present))
-    for vring in connection.vrings:
-        if connection.session.vrings[vring.index].started and not vring.live:
-            with suppress(MemoryAccessError):
-                await connection.refresh(vring.index)
+    memory = _map(connection, (message.payload.region,), message.fds, present)
+    if connection.postcopy.listening:
+        _announce(connection, memory)
+        return SingleRegion(_moved(memory, message.payload.region))
+    await connection.adopt(memory)
+    await connection.start_waiting(patient=True)
+    return None
 
 
 @handles(R.REM_MEM_REG)
@@ -61,6 +76,9 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
             break
     else:
         raise PayloadError(f"REM_MEM_REG: there is no memory region {region}")
+    if mapping.claims > 1:
+        mapping.claims -= 1
+        return
     begin = mapping.userspace_addr
     if rings := connection.rings_in(range(begin, begin + mapping.memory_size)):
         raise StateError(f"REM_MEM_REG: vrings {rings} run in {mapping!r}")
@@ -68,9 +86,11 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
 
 
 def _map(
-    connection: Connection, regions: Iterable[MemoryRegion], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
+    connection: Connection, regions: tuple[MemoryRegion, ...], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
 ) -> GuestMemory:
     """A table of regions that are mapped now, and of those that are `present`. Raises as `Mapping` and it do."""
+    size = sum(region.memory_size for region in regions)
+    connection.check_mapped(size + sum(mapping.memory_size for mapping in present))
     mappings: list[Mapping] = []
     try:
         for region, fd in zip(regions, fds, strict=True):
@@ -81,6 +101,35 @@ def _map(
         for mapping in mappings:
             mapping.close()
         raise
+
+
+def _known(connection: Connection, present: tuple[Mapping, ...], region: MemoryRegion, fd: int) -> Mapping | None:
+    """The region of which this one is a repetition."""
+    status = os.fstat(fd)
+    told = region.guest_phys_addr, region.memory_size, _userspace_addr(connection, region)
+    origin = status.st_dev, status.st_ino, region.mmap_offset
+    for mapping in present:
+        if (mapping.guest_phys_addr, mapping.memory_size, mapping.userspace_addr, mapping.origin) == (*told, origin):
+            return mapping
+    return None
+
+
+def _announce(connection: Connection, memory: GuestMemory) -> None:
+    """Keep a table for when the front-end will have acknowledged it; the one that was kept makes way."""
+    earlier = connection.postcopy.announced
+    try:
+        connection.postcopy.announce(memory, connection.memory)
+    except BaseException:
+        memory.close(connection.memory, *([earlier] if earlier else []))
+        raise
+    if earlier is not None:
+        earlier.close(connection.memory, memory)
+
+
+def _moved(memory: GuestMemory, region: MemoryRegion) -> MemoryRegion:
+    """A region with its address in this process in place of the front-end's."""
+    [address] = [m.host_address for m in memory.mappings if m.guest_phys_addr == region.guest_phys_addr]
+    return replace(region, userspace_addr=address)
 
 
 def _userspace_addr(connection: Connection, region: MemoryRegion) -> int:

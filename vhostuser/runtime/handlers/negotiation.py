@@ -40,5 +40,3 @@ async def _set_features(connection: Connection, message: Message) -> None:
 @handles(R.SET_PROTOCOL_FEATURES, R.SET_OWNER)
 async def _nothing_else_to_do(connection: Connection, message: Message) -> None:
     """The session takes it over from the outcome."""
-
-
