@@ -38,9 +38,11 @@ from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.runtime.inband import InBand
 from vhostuser.runtime.inflight import InflightRegion
 from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.offer import offer_of
 from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
-from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
+from vhostuser.runtime.vring import AREAS, Vring, areas
+from vhostuser.session.backend import BackendSession, Done, Failed, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.audit import WriteWatch
@@ -51,7 +53,7 @@ from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
 from vhostuser.virtio.rings import area_sizes
 from vhostuser.wire.codec import decode, describe, undecoded
-from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.frames import Frame
 from vhostuser.wire.messages import Message, Payload, VringAddr
 from vhostuser.wire.requests import Direction
@@ -64,44 +66,6 @@ Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
 DRAIN_LIMIT = 10.0  # seconds for a device to complete what it has in flight when its ring shall stop
 
-#: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = (
-    ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.LOG_SHMFD
-    | ProtocolFeature.INFLIGHT_SHMFD
-    | ProtocolFeature.GET_VRING_BASE_INFLIGHT
-    | ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-    | ProtocolFeature.GPA_ADDRESSES
-    | ProtocolFeature.INBAND_NOTIFICATIONS
-)
-
-
-@dataclass
-class Vring:
-    """What the front-end told us of one vring. `polled`: not to be kicked; `live`: it runs in its group's thread."""
-
-    index: int
-    num: int = 0
-    base: int = 0
-    addr: VringAddr | None = None
-    kick: OwnedFd | None = None
-    call: OwnedFd | None = None
-    err: OwnedFd | None = None
-    polled: bool = False
-    live: bool = False
-
-    def close(self, *names: str) -> None:
-        """Close and forget some of the descriptors."""
-        for name in names:
-            fd = getattr(self, name)
-            setattr(self, name, None)
-            if fd is not None:
-                fd.close()
-
 
 @dataclass
 class LiveGroup:
@@ -112,28 +76,6 @@ class LiveGroup:
     fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
-
-
-def offer_of(device: Device, postcopy: bool = False) -> Offer:
-    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
-    protocol = PROTOCOL_FEATURES
-    if postcopy:
-        protocol |= ProtocolFeature.PAGEFAULT
-    if device.mtu_settable:
-        protocol |= ProtocolFeature.NET_MTU
-    if len(device.groups) > 1:
-        protocol |= ProtocolFeature.MQ
-    if device.announces:
-        protocol |= ProtocolFeature.RARP
-    if device.has_config:
-        protocol |= ProtocolFeature.CONFIG
-    if device.max_state:
-        protocol |= ProtocolFeature.DEVICE_STATE
-    if device.shares_objects:
-        protocol |= ProtocolFeature.SHARED_OBJECT
-    if device.shmem_regions:
-        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
-    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
 class Connection:
@@ -250,6 +192,7 @@ class Connection:
         """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
         await self._channel.wait_hangup()
         self.postcopy.end()
+
     def check_mapped(self, size: int) -> None:
         """Raise PayloadError for a memory table, or a log, of more bytes than a connection may map."""
         limit = self._channel.limits.mapped_bytes
@@ -542,7 +485,6 @@ class Connection:
                 memory.close()
         self.inflight.close()
 
-
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
     def _start(self, ring: Ring, vring: Vring, notifiers: tuple[int, int, int]) -> None:
@@ -585,14 +527,6 @@ class Connection:
                 except VhostUserError:
                     lost.append(ring.index)
         return lost
-
-
-AREAS = ("descriptor", "available", "used")
-
-
-def areas(addr: VringAddr) -> tuple[int, int, int]:
-    """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
-    return addr.descriptor, addr.available, addr.used
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:
