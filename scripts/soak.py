@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any
 
 import click
 
-from tests.rig import acceptance, debian, kills
+from tests.rig import acceptance, debian, kills, wild_rings
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.datapath import Plan
@@ -29,15 +30,19 @@ from tests.rig.datapath import datapath as run_datapath
 from tests.rig.flood import flood_without_buffers
 from tests.rig.image import guest_image
 from tests.rig.matrix import matrix as run_matrix
+from tests.rig.migration import against_dpdk
 from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
 from tests.rig.traffic import Host
+from tests.rig.wild_frames import wild_frames
 from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
 EVIDENCE = Path("evidence")
+FRAMES = 1_000_000
+RING_OPERATIONS = 10_000_000
 FRAMES_PER_SECOND = 20_000  # both ways together, in the run `datapath`
 
 
@@ -121,6 +126,11 @@ def neighbours(seconds: float = 20) -> dict[str, Any]:
     return {layout: run_neighbours(seconds, layout) for layout in ("split", "packed")}
 
 
+def migration() -> dict[str, Any]:
+    """A guest migrates there and back twenty times under traffic both ways, over this back-end and over DPDK's."""
+    return against_dpdk(guest_image(), round_trips=20)
+
+
 def fences() -> dict[str, Any]:
     """A driver and a device in two processes: a million sleeps and wake-ups, and what is lost without a fence."""
     results: dict[str, Any] = {}
@@ -141,8 +151,20 @@ def fences() -> dict[str, Any]:
     return results
 
 
+def hostile(seed: int = 1) -> dict[str, Any]:
+    """A million random and mutated frames, ten million ring operations on hostile memory: nothing crashes or stays."""
+    results: dict[str, Any] = {"frames": wild_frames(FRAMES, seed)}
+    with tempfile.TemporaryDirectory() as folder:
+        for layout in wild_rings.LAYOUTS:
+            log = Path(folder) / "log"
+            operations = RING_OPERATIONS // len(wild_rings.LAYOUTS) + 1
+            results[f"ring operations, {layout}"] = wild_rings.wild_rings(operations, layout, seed, log)
+    return {"seed": seed, **results}
+
+
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
+    "hostile": hostile,
     "kill": kill,
     "hotplug": hotplug,
     "idle": idle,
@@ -150,6 +172,7 @@ RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "traffic": traffic,
     "datapath": datapath,
     "fences": fences,
+    "migration": migration,
     "matrix": matrix,
     "neighbours": neighbours,
 }

@@ -22,6 +22,7 @@ import trio
 
 from vhostuser.errors import PayloadError
 from vhostuser.fds import OwnedFd
+from vhostuser.privileges import NOTHING, Capability
 from vhostuser.virtio.features import SUPPORTED
 from vhostuser.virtio.layout import EITHER
 from vhostuser.virtio.pump import ChainPump, Pump
@@ -71,6 +72,7 @@ class Device:
         groups: the ring indices of each queue group.
         features: the virtio feature bits offered, ring features included.
         mtu_settable: whether :meth:`set_mtu` works, so that NET_MTU may be offered.
+        capabilities: what it still needs of the process after it was opened.
         announces: whether :meth:`announce` works, so that RARP may be offered.
         has_config: whether the configuration space is the device's, so that CONFIG may be offered; front-ends of
             network devices keep it themselves.
@@ -85,6 +87,7 @@ class Device:
     groups: tuple[tuple[int, ...], ...]
     features: int = SUPPORTED
     mtu_settable: ClassVar[bool] = False
+    capabilities: Capability = NOTHING
     announces: ClassVar[bool] = False
     has_config: bool = False
     max_state: int = 0
@@ -114,7 +117,7 @@ class Device:
         """A driver is there: its first ring is about to start under the acknowledged `features`."""
 
     def ring_running(self, index: int, running: bool) -> None:
-        """A ring began to be processed (it is started, enabled, and all of it is known), or is processed no longer."""
+        """The host may send to a ring from now on, or no longer: the driver is there, and has it enabled."""
 
     def driver_stopped(self) -> None:
         """The driver is gone: its last ring has stopped."""

@@ -24,7 +24,9 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
-from vhostuser.runtime.connection import PROTOCOL_FEATURES, Connection
+from vhostuser.privileges import NOTHING
+from vhostuser.runtime.connection import Connection
+from vhostuser.runtime.offer import PROTOCOL_FEATURES
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
 from vhostuser.virtio.iotlb import Iotlb
@@ -48,6 +50,7 @@ class SeveralPorts:
         self.queues = queues
         self.unsupported = NetFeature(0)
         self.batching = Batching.NONE
+        self.capabilities = self.mtu_capabilities = NOTHING
 
     @property
     def header_size(self) -> int:

@@ -21,7 +21,8 @@ import trio
 
 from vhostuser.errors import FramingError, VhostUserError
 from vhostuser.fds import FdBundle, OwnedFd
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.limits import Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import connect
 from vhostuser.wire.codec import decode_reply, encode
 from vhostuser.wire.features import ProtocolFeature, VhostFeature

@@ -35,11 +35,14 @@ from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.inband import InBand
 from vhostuser.runtime.inflight import InflightRegion
 from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.offer import offer_of
 from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
-from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
+from vhostuser.runtime.vring import AREAS, Vring, areas
+from vhostuser.session.backend import BackendSession, Done, Failed, Outcome
 from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.audit import WriteWatch
@@ -50,7 +53,7 @@ from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
 from vhostuser.virtio.rings import area_sizes
 from vhostuser.wire.codec import decode, describe, undecoded
-from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.frames import Frame
 from vhostuser.wire.messages import Message, Payload, VringAddr
 from vhostuser.wire.requests import Direction
@@ -63,42 +66,6 @@ Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
 DRAIN_LIMIT = 10.0  # seconds for a device to complete what it has in flight when its ring shall stop
 
-#: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = (
-    ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.LOG_SHMFD
-    | ProtocolFeature.INFLIGHT_SHMFD
-    | ProtocolFeature.GET_VRING_BASE_INFLIGHT
-    | ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-    | ProtocolFeature.GPA_ADDRESSES
-)
-
-
-@dataclass
-class Vring:
-    """What the front-end told us of one vring. `live`: it runs in its group's thread."""
-
-    index: int
-    num: int = 0
-    base: int = 0
-    addr: VringAddr | None = None
-    kick: OwnedFd | None = None
-    call: OwnedFd | None = None
-    err: OwnedFd | None = None
-    live: bool = False
-
-    def close(self, *names: str) -> None:
-        """Close and forget some of the descriptors."""
-        for name in names:
-            fd = getattr(self, name)
-            setattr(self, name, None)
-            if fd is not None:
-                fd.close()
-
 
 @dataclass
 class LiveGroup:
@@ -109,28 +76,6 @@ class LiveGroup:
     fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
-
-
-def offer_of(device: Device, postcopy: bool = False) -> Offer:
-    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
-    protocol = PROTOCOL_FEATURES
-    if postcopy:
-        protocol |= ProtocolFeature.PAGEFAULT
-    if device.mtu_settable:
-        protocol |= ProtocolFeature.NET_MTU
-    if len(device.groups) > 1:
-        protocol |= ProtocolFeature.MQ
-    if device.announces:
-        protocol |= ProtocolFeature.RARP
-    if device.has_config:
-        protocol |= ProtocolFeature.CONFIG
-    if device.max_state:
-        protocol |= ProtocolFeature.DEVICE_STATE
-    if device.shares_objects:
-        protocol |= ProtocolFeature.SHARED_OBJECT
-    if device.shmem_regions:
-        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
-    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
 class Connection:
@@ -145,6 +90,7 @@ class Connection:
         inflight: where rings record what they have in flight.
         backend_channel: for requests of ours to the front-end.
         iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
+        inband: notifications by message.
         calls: those that the device makes.
         postcopy: memory that is still elsewhere.
         state_transfer: the device's state on its way, until the front-end asks what became of it.
@@ -159,8 +105,10 @@ class Connection:
         counters: dict[str, int] | None = None,
         watch: WriteWatch | None = None,
         userfaults: OwnedFd | None = None,
+        group_type: type[Group] = Group,
     ) -> None:
         self.device = device
+        self._group_type = group_type
         self.postcopy = Postcopy(userfaults)
         self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
@@ -175,6 +123,7 @@ class Connection:
         self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
         self.state_transfer: StateTransfer | None = None
         self.iommu = Iommu(self.backend_channel)
+        self.inband = InBand(self.session, self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -190,7 +139,7 @@ class Connection:
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self.inband.nursery = nursery
                 self.device.front_end = self.calls
                 nursery.start_soon(self.audit.run)
                 if self.postcopy.offered:
@@ -244,6 +193,12 @@ class Connection:
         await self._channel.wait_hangup()
         self.postcopy.end()
 
+    def check_mapped(self, size: int) -> None:
+        """Raise PayloadError for a memory table, or a log, of more bytes than a connection may map."""
+        limit = self._channel.limits.mapped_bytes
+        if size > limit:
+            raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
+
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
         if self.postcopy.is_ack(frame):
@@ -282,12 +237,21 @@ class Connection:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
-        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+        """The rings that the host may send to: enabled and not broken, of a driver that is there. At the end none is.
+
+        Front-ends start and stop the rings of a driver one by one. If the host's flows went by those alone that run at
+        the moment, what it sent by the others before would be overtaken there. So a ring that was enabled by a request,
+        not by default, counts as long as any ring is live.
+        """
+        over = self._nursery is None or self._nursery.cancel_scope.cancel_called
+        if over or not any(vring.live for vring in self.vrings):
             return set()
-        states = zip(self.vrings, self.session.vrings, strict=True)
-        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
-        return {index for index in enabled if not self.ring(index).fault}
+        by_request = self.session.features & VhostFeature.PROTOCOL_FEATURES
+        return {
+            vring.index
+            for vring, status in zip(self.vrings, self.session.vrings, strict=True)
+            if status.enabled and (not self.ring(vring.index).fault if vring.live else by_request)
+        }
 
     def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
@@ -362,7 +326,7 @@ class Connection:
         vring.live = True
         try:
             async with self.audit.resting:
-                await live.group.call(lambda: self._start(ring, vring))
+                await live.group.call(partial(self._start, ring, vring, self.inband.notifiers(vring)))
         except BaseException:
             vring.live = False
             raise
@@ -400,6 +364,7 @@ class Connection:
             vring.base = await self.group(index).call(lambda: ring.stop(keep))
             vring.live = False
         vring.close("kick", "call")
+        vring.polled = False
         if not any(vring.live for vring in self.vrings):
             # what a front-end withdraws while no ring runs, it need not tell
             self.iommu.table = Iotlb(self.memory)
@@ -464,7 +429,7 @@ class Connection:
         if self.device.timelines:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
-        group = Group(
+        group = self._group_type(
             pump,
             (lambda: queue.offer() if queue else None) if isinstance(pump, ChainPump) else None,
             self._complaints,
@@ -514,6 +479,7 @@ class Connection:
         _add(self.counters, self.audit.counters())
         self.logging.close()
         self.backend_channel.close()
+        self.inband.close()
         for memory in (*self._retired, self.memory, self.postcopy.announced):
             if memory is not None:
                 memory.close()
@@ -521,11 +487,12 @@ class Connection:
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
-    def _start(self, ring: Ring, vring: Vring) -> None:
+    def _start(self, ring: Ring, vring: Vring, notifiers: tuple[int, int, int]) -> None:
         self._place_ring(ring, vring)
-        ring.set_kick(_number(vring.kick))
-        ring.set_call(_number(vring.call))
-        ring.set_err(_number(vring.err))
+        kick, call, err = notifiers
+        ring.set_kick(kick)
+        ring.set_call(call)
+        ring.set_err(err)
         ring.enabled = self.session.vrings[vring.index].enabled
         ring.start(vring.base, self.inflight.part(vring.index, self.session.features))
 
@@ -560,18 +527,6 @@ class Connection:
                 except VhostUserError:
                     lost.append(ring.index)
         return lost
-
-
-AREAS = ("descriptor", "available", "used")
-
-
-def areas(addr: VringAddr) -> tuple[int, int, int]:
-    """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
-    return addr.descriptor, addr.available, addr.used
-
-
-def _number(fd: OwnedFd | None) -> int:
-    return -1 if fd is None else fd.fileno()
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:

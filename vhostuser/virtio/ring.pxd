@@ -22,8 +22,8 @@ cdef class Ring:
     cdef readonly RingLog log
     cdef readonly bint armed
     cdef unsigned int base
-    cdef readonly bint positioned
     cdef object part
+    cdef readonly bint positioned
     # what the front-end has to be asked
     cdef readonly int asks
     cdef readonly bint ask_sent

@@ -82,7 +82,7 @@ FAULTS = {
     -4: "a descriptor chain is longer than its table, so it is a loop",
     -5: "an indirect descriptor was not negotiated, is nested, has NEXT set, or has a bad length or address",
     -6: "guest memory vanished under the ring: its file was truncated",
-    -7: "the ring's addresses are not in the memory table",
+    -7: "the ring's addresses are not in the memory table, or an area of it, behind an IOMMU, not side by side there",
     -8: "the ring cannot go on where it was told to, or where the record of what is in flight says",
 }
 
@@ -128,8 +128,8 @@ class Ring:
         self.fault = 0
         self.reported = False
         self.base = 0
-        self.positioned = False
         self.part: Part | None = None
+        self.positioned = False
         self.asks = ASK_NOTHING
         self.ask_iova = self.ask_perm = 0
         self.ask_sent = False
@@ -450,6 +450,7 @@ class Ring:
             self.log.buffer(self.iov[2 * k], part)
             size -= part
             k += 1
+
     def missed(self, address: cython.ulonglong, length: cython.ulonglong, writable: cython.bint) -> cython.int:
         """A buffer is not all translated for this use: ``PARK``, or ``DROP`` where only the other use is allowed."""
         iova: cython.ulonglong
