@@ -241,6 +241,7 @@ class Connection:
         """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
         await self._channel.wait_hangup()
         self.postcopy.end()
+
     def check_mapped(self, size: int) -> None:
         """Raise PayloadError for a memory table whose regions have more bytes together than a connection may map."""
         limit = self._channel.limits.mapped_bytes
@@ -507,7 +508,6 @@ class Connection:
         for memory in (*self._retired, self.memory, self.postcopy.announced):
             if memory is not None:
                 memory.close()
-
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 

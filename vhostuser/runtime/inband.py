@@ -1,8 +1,8 @@
 """In-band notifications: kicks, calls and errors as messages, for rings that were given no descriptor for them.
 
-Must not know what rings do. For each notification that has no descriptor there is an eventfd of our own in its place, so the
-packet path never learns of this: a kick that comes as a message is written to the ring's, and what a ring writes to
-the others goes to the front-end as a message. Calls that come while one is on its way are one call, as with any
+Must not know what rings do. For each notification that has no descriptor there is an eventfd of our own in its place,
+so the packet path never learns of this: a kick that comes as a message is written to the ring's, and what a ring writes
+to the others goes to the front-end as a message. Calls that come while one is on its way are one call, as with any
 eventfd.
 """
 
