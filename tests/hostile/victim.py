@@ -66,14 +66,18 @@ class Victim:
 
 @asynccontextmanager
 async def serving(
-    path: Path, limits: Limits | None = None, endpoint: Endpoint | None = None, userfaults: OwnedFd | None = None
+    path: Path,
+    limits: Limits | None = None,
+    endpoint: Endpoint | None = None,
+    userfaults: OwnedFd | None = None,
+    features: int = 0,
 ) -> AsyncIterator[Victim]:
     """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already.
 
-    Post-copy is offered if there is what makes `userfaults`.
+    Post-copy is offered if there is what makes `userfaults`; `features` besides those that it offers by itself.
     """
     port = PairPort()
-    device = NetDevice(port)
+    device = NetDevice(port, features)
     try:
         async with endpoint or await listen(path, limits) as origin, trio.open_nursery() as nursery:
             server = Server(device, origin, userfaults=userfaults)

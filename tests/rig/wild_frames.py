@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
@@ -46,7 +47,7 @@ RING = 64
 PATIENCE = 30.0  # seconds for an answer
 GOOD_EACH = 1000  # frames between two conversations that are as they should be
 GROWTH = 16 << 20  # bytes of memory that the back-end may take in a run
-LIMITS = ("messages-per-second=1e9", "connections-per-second=1e9")
+LIMITS = ("messages-per-second=1e9", "connections-per-second=1e9", "message-timeout=0.2")
 QUESTION = Frame(R.GET_FEATURES, int(VERSION), b"")
 WORDS = (0, 1, 2, 3, 7, 8, 9, 16, 63, 64, 255, 256, 257, 4095, 4096, 32767, 32768, 65535, 65536, 2**31, 2**32 - 1)
 LONGS = (
@@ -288,7 +289,7 @@ def wild_frames(frames: int, seed: int, env: dict[str, str] | None = None) -> di
             for _ in range(20):  # until everything is loaded that ever will be
                 _converse(path, conversations, random, Counter())
             _good(path, 0)
-            before, resident = Footprint.of(program.pid), _resident(program.pid)
+            before, resident = _settled(program.pid), _resident(program.pid)
             while counts["frames"] < frames:
                 if counts["frames"] // GOOD_EACH >= counts["good conversations"]:
                     _good(path, counts["good conversations"])
@@ -296,6 +297,8 @@ def wild_frames(frames: int, seed: int, env: dict[str, str] | None = None) -> di
                 _converse(path, conversations, random, counts)
             _good(path, 0)
         except (OSError, trio.TooSlowError, RigError) as error:
+            with suppress(RigError):  # it says why it ends at its end
+                program.wait(2)
             raise program.failure(f"seed {seed}, after {dict(counts)}: {type(error).__name__}: {error}") from error
         try:
             wait_until(lambda: Footprint.of(program.pid) == before, 10, "the back-end to let go")
@@ -337,6 +340,15 @@ def _good(path: Path, number: int) -> None:
                             raise RigError(f"packet {packet} of good conversation {number} is another one")
 
     trio.run(converse)
+
+
+def _settled(pid: int) -> Footprint:
+    """What a process holds once that no longer changes: it lets go of a connection after we have closed it."""
+    seen = [Footprint.of(pid)]
+    while len(seen) < 20 or any(footprint != seen[-1] for footprint in seen[-20:]):
+        time.sleep(0.01)
+        seen.append(Footprint.of(pid))
+    return seen[-1]
 
 
 def _resident(pid: int) -> int:

@@ -1,27 +1,24 @@
 """In-band notifications: kicks, calls and errors as messages, for rings that were given no descriptor for them.
 
 Must not know what rings do. For each notification that has no descriptor there is an eventfd of our own in its place,
-so the packet path never learns of this: a kick that comes as a message is written to the ring's, and what a ring writes
-to the others goes to the front-end as a message. Calls that come while one is on its way are one call, as with any
-eventfd.
+so the packet path never learns of this: a kick that comes as a message is written to the ring's, and what a ring
+writes to the others goes to the front-end as a message. Calls that come while one is on its way are one call, as with
+any eventfd.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import trio
 
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.backend_channel import BackendChannel
+from vhostuser.runtime.vring import Vring
 from vhostuser.session.backend import BackendSession
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import VringState
 from vhostuser.wire.requests import BackendRequest
-
-if TYPE_CHECKING:
-    from vhostuser.runtime.connection import Vring
 
 _MESSAGES = {"call": BackendRequest.VRING_CALL, "err": BackendRequest.VRING_ERR}
 

@@ -6,10 +6,11 @@ from functools import partial
 
 from vhostuser.errors import FdError, PayloadError
 from vhostuser.fds import OwnedFd
-from vhostuser.runtime.connection import Connection, Vring, areas
+from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
+from vhostuser.runtime.vring import Vring, areas
 from vhostuser.transport.eventfds import check_notifier
-from vhostuser.wire.messages import Message, Payload, VringAddr, VringFd, VringState
+from vhostuser.wire.messages import Message, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest as R
 
 
@@ -26,13 +27,6 @@ async def _set_vring_base(connection: Connection, message: Message) -> None:
     vring, base = _state(connection, message)
     connection.check_base(vring.index, vring.num, base)
     vring.base = base
-
-
-@handles(R.GET_VRING_BASE)
-async def _get_vring_base(connection: Connection, message: Message) -> Payload:
-    vring, _ = _state(connection, message)
-    await connection.stop(vring.index)
-    return VringState(vring.index, vring.base)
 
 
 @handles(R.SET_VRING_ENABLE)
