@@ -290,7 +290,9 @@ class Connection:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
     def rings_in(self, addresses: range) -> list[int]:
-        """The live rings of which some part begins there."""
+        """The live rings of which some part begins there; behind an IOMMU none, their addresses are others."""
+        if self.session.features & VhostFeature.ACCESS_PLATFORM:
+            return []
         placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
         return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
 
