@@ -23,11 +23,18 @@ PYTHON = sys.executable
 GUEST_TESTS = "tests/guest"
 HOSTILE_TESTS = "tests/hostile"
 
-#: These touch nothing that is compiled, so one run is enough.
-ONE_EDITION = [f"--ignore=tests/{name}" for name in ("wire", "session", "transport")]
+#: These try nothing that is compiled, so one run is enough.
+ONE_EDITION = [
+    f"--ignore=tests/{name}"
+    for name in ("wire", "session", "transport", "hostile/test_framing.py", "hostile/test_storms.py")
+]
+
+#: Guest tests whose peers poll without a pause, or that count what a loaded machine would lose.
+POLLING = [f"{GUEST_TESTS}/test_{name}.py" for name in ("benchmark", "datapath", "dpdk", "multiqueue", "timeline")]
 
 #: Guest tests that the interpreted edition runs too; the others repeat what these and the unit tests show.
-SHORT_GUEST_TESTS = [f"{GUEST_TESTS}/test_{name}.py" for name in ("qemu", "uml", "dpdk", "rng")]
+SHORT_GUEST_TESTS = [f"{GUEST_TESTS}/test_{name}.py" for name in ("qemu", "uml", "rng")]
+SHORT_POLLING = [f"{GUEST_TESTS}/test_dpdk.py"]
 
 INTERPRETED = {"VHOSTUSER_EDITION": "interpreted", "VHOSTUSER_REQUIRE_COMPILED": "0"}
 
@@ -60,19 +67,22 @@ def pytest(name: str, *words: str, env: dict[str, str] | None = None) -> Check:
     return Check(name, [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", *words], env or {})
 
 
+#: Those that take longest come first.
 SIDE_BY_SIDE = [
-    pytest("tests compiled", f"--ignore={GUEST_TESTS}", f"--ignore={HOSTILE_TESTS}"),
+    pytest("guests compiled", GUEST_TESTS, *(f"--ignore={path}" for path in POLLING)),
     pytest("tests interpreted", f"--ignore={GUEST_TESTS}", *ONE_EDITION, env=INTERPRETED),
+    pytest("tests compiled", f"--ignore={GUEST_TESTS}", f"--ignore={HOSTILE_TESTS}"),
     pytest("hostile inputs compiled", HOSTILE_TESTS),
-    Check("ruff", [PYTHON, "-m", "ruff", "check"]),
+    pytest("guests interpreted", *SHORT_GUEST_TESTS, env=INTERPRETED),
     Check("mypy", [PYTHON, "-m", "mypy"]),
+    Check("ruff", [PYTHON, "-m", "ruff", "check"]),
     Check("specification coverage", [PYTHON, "scripts/spec-coverage"]),
 ]
 
-#: Guests and polling peers need the machine for themselves.
+#: Peers that poll need the machine for themselves.
 ALONE = [
-    pytest("guests compiled", GUEST_TESTS),
-    pytest("guests interpreted", *SHORT_GUEST_TESTS, env=INTERPRETED),
+    pytest("polling peers compiled", *POLLING),
+    pytest("polling peers interpreted", *SHORT_POLLING, env=INTERPRETED),
 ]
 
 

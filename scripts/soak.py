@@ -27,6 +27,7 @@ from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.datapath import Plan
 from tests.rig.datapath import datapath as run_datapath
+from tests.rig.flood import flood_without_buffers
 from tests.rig.image import guest_image
 from tests.rig.matrix import matrix as run_matrix
 from tests.rig.neighbours import neighbours as run_neighbours
@@ -78,6 +79,14 @@ def idle(seconds: float = 10) -> dict[str, Any]:
     """No thread runs in ten seconds without packets."""
     with machine() as (netns, backend, _, _):
         return acceptance.idle(netns, backend, seconds=seconds)
+
+
+def flood(seconds: float = 10) -> dict[str, Any]:
+    """A host floods guests that give no receive buffers, for ten seconds a layout: no thread runs."""
+    return {
+        "split": flood_without_buffers(seconds),
+        "packed": flood_without_buffers(seconds, packed=True),
+    }
 
 
 def traffic(seconds: float = 600) -> dict[str, Any]:
@@ -142,6 +151,7 @@ RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "hostile": hostile,
     "hotplug": hotplug,
     "idle": idle,
+    "flood": flood,
     "traffic": traffic,
     "datapath": datapath,
     "fences": fences,

@@ -196,11 +196,17 @@ def _show_trip(trip: Trip) -> None:
 
 
 @click.command(help=(__doc__ or "").split("\n\n")[0])
-@click.option("--guest", type=click.Choice(["qemu", "uml", "qemu-tap"]), default="qemu", show_default=True,
-              help="QEMU, user-mode Linux, or QEMU with the tap as its own, of which the whole is known alone.")
+@click.option(
+    "--guest",
+    type=click.Choice(["qemu", "uml", "qemu-tap"]),
+    default="qemu",
+    show_default=True,
+    help="QEMU, user-mode Linux, or QEMU with the tap as its own, of which the whole is known alone.",
+)
 @click.option("--count", type=click.IntRange(1, 8000), default=2000, show_default=True, help="Round trips.")
-@click.option("--interval-ms", type=click.FloatRange(0, 1000), default=0, show_default=True,
-              help="Wait so long after each.")
+@click.option(
+    "--interval-ms", type=click.FloatRange(0, 1000), default=0, show_default=True, help="Wait so long after each."
+)
 @click.option("--slowest", type=click.IntRange(0), default=3, show_default=True, help="Show so many of the slowest.")
 @click.argument("options", nargs=-1)  # fmt: skip
 def main(guest: str, count: int, interval_ms: float, slowest: int, options: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import trio
 
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.privileges import NOTHING
 
@@ -22,7 +23,7 @@ class PairPort:
         queues: one.
         attached: whether the pair's receive ring runs.
         unsupported: network features that the port cannot do: none.
-        batching: no: the pair can be full.
+        batching: none: what runs over it is tried with a system call a packet.
         capabilities: none.
         host: the test's end, where each packet has its virtio_net_hdr before it.
         header_size: bytes of that header, as the last driver negotiated; 0 before the first.
@@ -40,7 +41,7 @@ class PairPort:
         self.queues = 1
         self.attached = False
         self.unsupported = NetFeature(0)
-        self.batching = False
+        self.batching = Batching.NONE
         self.capabilities = NOTHING
         self.header_size = 0
         self.features = 0

@@ -14,11 +14,14 @@ their own; a device in Python overrides :meth:`Device.serve` and gets its chains
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import ClassVar, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import ClassVar, Protocol, TypeVar
 
 import trio
 
+from vhostuser.errors import PayloadError
+from vhostuser.fds import OwnedFd
 from vhostuser.privileges import NOTHING, Capability
 from vhostuser.virtio.features import SUPPORTED
 from vhostuser.virtio.layout import EITHER
@@ -33,6 +36,34 @@ InTurn = Callable[[Callable[[], T]], Awaitable[T]]
 InTurns = Callable[[Callable[[int, Pump], None]], Awaitable[None]]
 
 
+class FrontEnd(Protocol):
+    """What a device can ask of its front-end. Each waits for the answer, and for the first ring to run if none does.
+
+    Raises:
+        VhostUserError: the front-end refused, does not know such requests, or is gone.
+    """
+
+    async def config_changed(self) -> None:
+        """Have the driver read the configuration space again."""
+
+    async def add_object(self, uuid: bytes) -> None:
+        """Announce that :meth:`Device.shared_object` knows this name (16 bytes) now."""
+
+    async def remove_object(self, uuid: bytes) -> None:
+        """Announce that it knows it no longer."""
+
+    async def lookup_object(self, uuid: bytes) -> OwnedFd | None:
+        """The descriptor of an object that another back-end shares; None where nobody has it."""
+
+    async def map(
+        self, region: int, offset: int, length: int, fd: int, fd_offset: int = 0, writable: bool = False
+    ) -> None:
+        """Map a piece of a file into one of the shared memory regions; all but the identifier in bytes."""
+
+    async def unmap(self, region: int, offset: int) -> None:
+        """Take away what was mapped at an offset, as a whole."""
+
+
 class Device:
     """A virtio device without its transport.
 
@@ -43,6 +74,12 @@ class Device:
         mtu_settable: whether :meth:`set_mtu` works, so that NET_MTU may be offered.
         capabilities: what it still needs of the process after it was opened.
         announces: whether :meth:`announce` works, so that RARP may be offered.
+        has_config: whether the configuration space is the device's, so that CONFIG may be offered; front-ends of
+            network devices keep it themselves.
+        max_state: most bytes of what :meth:`save` returns; 0 where rings are all the state that there is.
+        shares_objects: whether :meth:`shared_object` works, so that SHARED_OBJECT may be offered.
+        shmem_regions: sizes in bytes of VIRTIO shared memory regions, by their identifiers (0 to 255).
+        front_end: the front-end that is connected, or None.
         timelines: where each queue group notes its moments, if :meth:`record` was called.
     """
 
@@ -52,6 +89,11 @@ class Device:
     mtu_settable: ClassVar[bool] = False
     capabilities: Capability = NOTHING
     announces: ClassVar[bool] = False
+    has_config: bool = False
+    max_state: int = 0
+    shares_objects: bool = False
+    shmem_regions: Mapping[int, int] = MappingProxyType({})
+    front_end: FrontEnd | None = None
     timelines: Sequence[Timeline] = ()
 
     @property
@@ -80,6 +122,9 @@ class Device:
     def driver_stopped(self) -> None:
         """The driver is gone: its last ring has stopped."""
 
+    def reset(self) -> None:
+        """Be as new: the driver reset the device, or the front-end did. No ring runs."""
+
     def set_mtu(self, mtu: int) -> None:
         """Take over the front-end's MTU in bytes. Raises PortError when the host side refuses it."""
         raise NotImplementedError(f"device {self.name} has no MTU")
@@ -87,6 +132,33 @@ class Device:
     def announce(self, mac: bytes) -> None:
         """Tell the host's network that the guest with this address is here. Raises PortError when it cannot be."""
         raise NotImplementedError(f"device {self.name} has no address")
+
+    def read_config(self) -> bytes:
+        """The configuration space, all of it; at most 256 bytes."""
+        return b""
+
+    def write_config(self, offset: int, data: bytes, migration: bool) -> None:
+        """Write `data`, which lies inside the space; only in `migration` may it change what a driver must not.
+
+        Raises:
+            PayloadError: a field cannot be written, or not with that value.
+        """
+        raise PayloadError(f"SET_CONFIG: nothing in the configuration space of device {self.name} can be written")
+
+    def save(self) -> bytes:
+        """The state that has to move with the guest. All rings are stopped."""
+        return b""
+
+    def load(self, state: bytes) -> None:
+        """Take over what :meth:`save` of another process returned, or of anybody: it is not to be trusted.
+
+        Raises:
+            PayloadError: it is no such state; the device is as before.
+        """
+
+    def shared_object(self, uuid: bytes) -> int | None:
+        """The descriptor of an object by its name of 16 bytes; it stays the device's. None where there is none."""
+        return None
 
     def counters(self) -> dict[str, int]:
         """Counters by name that belong to no pump."""

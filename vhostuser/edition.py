@@ -19,6 +19,8 @@ MODULES = (
     "vhostuser.virtio.packed",
     "vhostuser.virtio.pump",
     "vhostuser.devices.net.header",
+    "vhostuser.devices.net.batch",
+    "vhostuser.devices.net.datagrams",
     "vhostuser.devices.net.uring",
     "vhostuser.devices.net.transmit",
     "vhostuser.devices.net.receive",

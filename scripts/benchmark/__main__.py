@@ -100,8 +100,13 @@ def publish(found: dict[str, Any], folder: Path, plots: bool, readme: Path | Non
 @click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="Length of each window.")
 @click.option("--short", is_flag=True, help=f"One round of 1 s of {', '.join(SHORT)}: under three minutes.")
 @click.option("--against", metavar="REV", help="Measure another revision of this repository, too.")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("docs/benchmark"),
-              show_default=True, help="Where results.json and the pictures go.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("docs/benchmark"),
+    show_default=True,
+    help="Where results.json and the pictures go.",
+)
 @click.option("--plots/--no-plots", default=True, help="Draw pictures (needs the extra `bench`).")
 @click.option("--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Update its table.")
 def main(

@@ -78,7 +78,6 @@ METRICS = {
 }
 
 
-
 class Measure(Protocol):
     """One way to measure a contender once."""
 

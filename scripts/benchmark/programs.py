@@ -16,7 +16,8 @@ SOURCES = Path(__file__).parent
 def program(name: str) -> Path:
     """The program of ``NAME.c``. Raises RigError when there is no working compiler."""
     source = SOURCES / f"{name}.c"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    headers = sorted(SOURCES.glob("*.h"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (source, *headers))).hexdigest()[:16]
     built = cache_folder().parent / "benchmark" / f"{name}-{digest}"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)

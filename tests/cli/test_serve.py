@@ -18,13 +18,17 @@ import trio
 from tests.devices.test_tap import ip
 from tests.hostile.attack import ask
 from tests.hostile.victim import DEADLINE, frame_of, split_rings
+from vhostuser import edition
 from vhostuser.cli.running import Guest, Program
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.ports.sockets import Loop
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.dirty import DirtyBitmap
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
+from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import Frame
+from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest as R
 
 
@@ -182,6 +186,22 @@ async def test_all_end_on_a_signal_and_count_on_another(tmp_path: Path) -> None:
         assert not [number for number in range(8) if (tmp_path / str(number)).exists()]
 
 
+@pytest.mark.proves("VU-POST-6")
+async def test_post_copy_on_demand(tmp_path: Path) -> None:
+    """For the one guest that asks for it. An interpreted data path does not start with it."""
+    tables = table(tmp_path, 1, "loop = true\npostcopy = true") + table(tmp_path, 2)
+    async with program(tmp_path, tables, wait=edition.compiled()) as serving:
+        if not edition.compiled():
+            assert "--postcopy: a page that is waited for would stop all" in await serving.ended(1)
+            return
+        for number in (1, 2):
+            async with await serving.connect(number) as front_end:
+                offered = await front_end.request(R.GET_PROTOCOL_FEATURES)
+                assert isinstance(offered, U64)
+                assert bool(offered.value & ProtocolFeature.PAGEFAULT) is (number == 1)
+        await serving.end()
+
+
 async def test_a_timeline_is_written_on_a_signal_and_at_the_end(tmp_path: Path) -> None:
     file = tmp_path / "timeline"
 
@@ -204,6 +224,26 @@ async def test_a_timeline_is_written_on_a_signal_and_at_the_end(tmp_path: Path) 
         await serving.end()
         assert moments()[: len(before)] == before
         assert moments().count(("sent", 1)) >= 2
+
+
+async def test_dirty_logs_are_audited_if_asked_for(tmp_path: Path) -> None:
+    async with program(tmp_path, table(tmp_path, 1, "loop = true\naudit-log = true")) as serving:
+        async with await serving.connect(1) as front_end:
+            with (
+                GuestRam() as ram,
+                DirtyBitmap(ram.top) as log,
+                closing(await NetDriver.start(front_end, ram)) as driver,
+            ):
+                await front_end.set_log(log)
+                await front_end.log_all(True)
+                for i in range(20):
+                    await driver.send(frame_of(i))
+                    assert (await driver.receive()).frame == frame_of(i)
+        await serving.end()
+        counters = serving.counters(1)
+        assert counters["log_audits"] > 0
+        assert counters["log_audited_pages"] > 0
+        assert counters["log_missed_pages"] == 0
 
 
 async def test_collections_pass_over_what_stays_until_the_end(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.virtio.bench import map_guest, start
 from tests.virtio.packed import PackedDriver
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.frontend.memory import GuestRam
@@ -24,12 +25,12 @@ class Net:
     Attributes:
         pump: the pump; `rx` and `tx` are the driver's rings.
         port, host: the device's end and the test's end of the port, both without waiting.
-        batching: whether pumps use io_uring; tests set it for both ways.
+        batching: how pumps make batches; tests set it for all ways.
         layout: the features of the rings' layout; tests set it for all.
         frame: a buffer with a header of zeros and a frame of 64.
     """
 
-    batching = False
+    batching = Batching.NONE
     layout = 0
     rx: Any  # a split ring's driver or a packed one's; tests of one layout write its fields
     tx: Any

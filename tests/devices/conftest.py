@@ -10,6 +10,7 @@ import pytest
 from tests.devices.bench import Net
 from tests.transport.conftest import no_leaked_fds
 from tests.virtio.conftest import ram
+from vhostuser.devices.net.batch import Batching
 from vhostuser.virtio.features import VirtioFeature
 
 __all__ = ["no_leaked_fds", "ram"]
@@ -29,7 +30,7 @@ def making(ram: object) -> Iterator[Callable[..., Net]]:
         yield make
 
 
-@pytest.fixture(params=[False, True], ids=["calls", "batches"])
+@pytest.fixture(params=[Batching.NONE, Batching.URING], ids=["calls", "batches"])
 def make_split_net(
     ram: object, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Net]]:
@@ -54,8 +55,11 @@ def make_net(every_layout: None, make_split_net: Callable[..., Net]) -> Callable
     return make_split_net
 
 
-@pytest.fixture
-def make_unbatched(every_layout: None, ram: object) -> Iterator[Callable[..., Net]]:
-    """The same, for ports that can be full: those are never written in batches."""
+@pytest.fixture(params=[Batching.NONE, Batching.DATAGRAMS], ids=["calls", "datagrams"])
+def make_limited(
+    every_layout: None, ram: object, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Net]]:
+    """The same, for ports that can be full: those are never written through io_uring."""
+    monkeypatch.setattr(Net, "batching", request.param)
     with making(ram) as make:
         yield make

@@ -1,8 +1,9 @@
-"""TCP segments that are too long for the wire."""
+"""TCP segments and UDP packets that are too long for the wire."""
 
 from __future__ import annotations
 
 import struct
+from ipaddress import ip_address
 
 from vhostuser.frontend.net import NetHeader
 
@@ -21,3 +22,26 @@ def segment(version: int, ecn: bool, payload: int = 40_000) -> tuple[NetHeader, 
     headers = 14 + len(inner) + 20
     kind = (1 if version == 4 else 4) | (0x80 if ecn else 0)
     return NetHeader(1, kind, headers, 1448, headers - 20, 16), frame
+
+
+def datagram(macs: bytes, source: str, destination: str, port: int, payload: bytes) -> tuple[bytes, int]:
+    """A UDP packet, however long, and the size of its headers; the checksum is that of the pseudo-header."""
+    here, there = (ip_address(address).packed for address in (source, destination))
+    size = 8 + len(payload)
+    if len(here) == 4:
+        start = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 1, 0, 64, 17, 0)
+        inner = start[:10] + struct.pack("!H", 0xFFFF ^ fold(start + here + there)) + here + there
+    else:
+        inner = struct.pack("!IHBB", 6 << 28, size, 17, 64) + here + there
+    partial = fold(here + there + struct.pack("!II", size, 17))
+    udp = struct.pack("!HHHH", port, port, size, partial)
+    frame = macs + (b"\x08\x00" if len(here) == 4 else b"\x86\xdd") + inner + udp + payload
+    return frame, len(frame) - len(payload)
+
+
+def fold(data: bytes) -> int:
+    """The sum of 16-bit words in one's complement (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total

@@ -16,6 +16,7 @@ from tests.devices.segments import segment
 from tests.devices.test_sockets import OFFLOADS, far_end, on_port, turns, veth
 from tests.devices.test_tap import ip, seen
 from tests.hostile.victim import frame_of
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.ports.macvtap import open_macvtap
 from vhostuser.errors import PortError
 
@@ -58,7 +59,7 @@ def test_a_macvtap_stays_and_is_taken_again(tmp_path: Path) -> None:
     for _ in range(2):
         with closing(open_macvtap(path)) as tap:
             assert tap.name == "mine"
-            assert tap.batching
+            assert tap.batching is Batching.URING
             tap.configure(MODERN, 12)
             assert tap.header_size == 12
             tap.set_mtu(1400)

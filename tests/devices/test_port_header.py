@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.devices.bench import MODERN, Net
 from tests.hostile.victim import frame_of
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature as F
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetHeader
@@ -57,9 +58,9 @@ def test_receiving_adds_num_buffers_wherever_the_header_lies(make_net: MakeNet, 
 @given(
     lengths=st.lists(st.integers(14, 9000), min_size=1, max_size=30),
     pieces=st.lists(st.integers(1, 700), min_size=1, max_size=5),
-    batching=st.booleans(),
+    batching=st.sampled_from(Batching),
 )
-def test_any_packet_over_any_buffers(ram: GuestRam, lengths: list[int], pieces: list[int], batching: bool) -> None:
+def test_any_packet_over_any_buffers(ram: GuestRam, lengths: list[int], pieces: list[int], batching: Batching) -> None:
     pieces = [*pieces, 400]  # a header has room in each chain
     net = Net(ram, size=256, port_header=10)
     net.pump.use(net.port.fileno(), 10, batching)

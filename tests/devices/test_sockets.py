@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
@@ -15,10 +17,11 @@ from tests.devices.namespace import drop_capabilities, in_namespace
 from tests.devices.segments import segment
 from tests.devices.test_tap import ip, packet_socket, seen
 from tests.hostile.victim import frame_of
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import SUPPORTED
 from vhostuser.devices.net.ports import Port, discard
 from vhostuser.devices.net.ports.packet import Packet
-from vhostuser.devices.net.ports.sockets import Loop, Null
+from vhostuser.devices.net.ports.sockets import SO_RCVBUFFORCE, Loop, Null
 from vhostuser.errors import PortError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetHeader
@@ -34,6 +37,7 @@ def on_port(port: Port, features: int = MODERN, size: int = 64) -> Iterator[Net]
     with GuestRam() as ram, closing(port):
         port.configure(features, 12)
         port.set_carrier(True)
+        port.attach(0, True)
         with closing(Net(ram, features, size, port=port.fileno(), port_header=port.header_size)) as net:
             net.pump.use(port.fileno(), port.header_size, port.batching)
             yield net
@@ -266,12 +270,66 @@ def test_several_queues_share_the_flows() -> None:
     veth()
     with closing(Packet("near", 3)) as port, far_end() as far:
         port.configure(MODERN, 12)
-        for number in range(64):
-            source = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 100, 1, 0, 64, 17, 0, bytes([10, 0, 0, number]), b"\x0a" * 4)
-            far.send(bytes(22) + b"\x08\x00" + source + bytes(80))
-        counts = [discard(port.fileno(pair)) for pair in range(3)]
-        assert sum(counts) == 64
+        for pair in range(3):
+            port.attach(pair, True)
+        counts = spread(port, far)
+        assert sum(counts) == FLOWS
         assert min(counts) > 0
+
+
+@pytest.mark.proves("VIO-PORT-8")
+@pytest.mark.parametrize("queues", [1, 3])
+@in_namespace
+def test_a_queue_gets_its_share_while_its_pair_receives(queues: int) -> None:
+    veth()
+    with closing(Packet("near", queues)) as port, far_end() as far:
+        port.configure(MODERN, 12)
+        assert sum(spread(port, far)) == 0
+        for attached in [(0,), range(queues), range(1, queues), (), range(queues - 1), range(queues)]:
+            for pair in range(queues):
+                port.attach(pair, pair in attached)
+            counts = spread(port, far)
+            assert sum(counts) == (FLOWS if attached else 0)
+            assert {pair for pair, count in enumerate(counts) if count} == set(attached)
+
+
+@pytest.mark.proves("VIO-PORT-8")
+@in_namespace
+def test_a_queue_that_is_detached_sends_and_forgets_what_it_held() -> None:
+    veth()
+    with closing(Packet("near", 2)) as port, far_end() as far:
+        port.configure(MODERN, 12)
+        for _ in range(3):
+            port.attach(0, True)
+            far.send(bytes(10) + frame_of(1))
+            port.attach(0, False)
+            os.write(port.fileno(0), bytes(12) + frame_of(2))
+            assert far.recv(2048) == bytes(10) + frame_of(2)
+        port.attach(0, True)
+        assert discard(port.fileno(0)) == 0
+        assert not os.get_blocking(port.fileno(0))
+        assert not os.get_inheritable(port.fileno(0))
+
+
+@pytest.mark.proves("VIO-PORT-4")
+@in_namespace
+def test_an_interface_that_is_gone_cannot_be_attached_to() -> None:
+    veth()
+    with closing(Packet("near")) as port:
+        ip("link", "delete", "near")
+        with pytest.raises(PortError, match="packet near: queue 0 cannot be attached: no such interface"):
+            port.attach(0, True)
+
+
+FLOWS = 64
+
+
+def spread(port: Packet, far: socket.socket) -> list[int]:
+    """How many of the flows that arrive each queue gets."""
+    for number in range(FLOWS):
+        source = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 100, 1, 0, 64, 17, 0, bytes([10, 0, 0, number]), b"\x0a" * 4)
+        far.send(bytes(22) + b"\x08\x00" + source + bytes(80))
+    return [discard(port.fileno(pair)) for pair in range(port.queues)]
 
 
 @pytest.mark.proves("VIO-PORT-4")
@@ -317,11 +375,51 @@ def test_an_interface_that_goes_away_is_an_event(direction: str, change: str) ->
         assert net.pump.port_failed
 
 
+@pytest.mark.proves("VIO-PORT-9")
 @in_namespace
-def test_the_mtu_of_an_interface() -> None:
+def test_the_mtu_of_an_interface_is_the_hosts() -> None:
     veth()
+    ip("link", "set", "near", "mtu", "4000")
     with closing(Packet("near")) as port:
-        port.set_mtu(9000)
-        assert seen("near", "mtu") == "9000"
-        with pytest.raises(PortError, match="packet near: cannot set mtu 65536"):
-            port.set_mtu(65536)
+        for mtu in (68, 1500, 4000):
+            port.set_mtu(mtu)
+        with pytest.raises(PortError, match="packet near: an MTU of 4001 is more than the interface's 4000"):
+            port.set_mtu(4001)
+        assert seen("near", "mtu") == "4000"
+
+
+@pytest.mark.proves("VIO-NET-8")
+@pytest.mark.parametrize("batching", [Batching.NONE, Batching.DATAGRAMS])
+@in_namespace
+def test_a_full_packet_socket_loses_nothing_and_waits(batching: Batching) -> None:
+    """A queueing discipline holds what was sent, and counts it as the socket's, until it is told to let it go."""
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # a veth has a queue for each processor that sends
+    veth()
+    hold = ["tc", "qdisc", "replace", "dev", "near", "root", "tbf", "limit", "100mb"]
+    subprocess.run([*hold, "rate", "1kbit", "burst", "2000"], check=True)
+    with on_port(Packet("near"), size=256) as net, far_end() as far:
+        net.pump.use(net.pump.port, 12, batching)
+        far.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+        sent = 0
+        todo = 0
+        while not todo & PORT_OUT:
+            net.tx.reap()
+            while net.tx.free:
+                net.transmit(bytes(12) + struct.pack("!6s6sHI", b"\xff" * 6, bytes(6), 0x88B5, sent) + bytes(1400))
+                sent += 1
+                if sent % 7 == 0:
+                    net.transmit(bytes(20))  # too short for a frame
+            todo = turns(net)
+        assert net.pump.turn() == PORT_OUT
+        assert select.select([], [net.pump.port], [], 0)[1] == [], "writable while it is full"
+        subprocess.run([*hold, "rate", "10gbit", "burst", "10mb"], check=True)
+        with packet_socket("near") as other:
+            other.send(b"\xff" * 12 + b"\x88\xb6" + bytes(46))  # or it would look at its new rate in ten seconds
+        while net.tx.in_flight:
+            assert select.select([], [net.pump.port], [], 20)[1]
+            turns(net)
+            net.tx.reap()
+        frames = [far.recv(2048)[10:] for _ in range(sent + 1)]
+        got = [struct.unpack_from("!I", frame, 14)[0] for frame in frames if frame[12:14] == b"\x88\xb5"]
+        assert got == list(range(sent))
+        assert net.counters("tx_packets", "tx_dropped", "tx_rejected") == (sent, sent // 7, 0)

@@ -18,6 +18,7 @@ from tests.devices.bench import MODERN, Net
 from tests.devices.namespace import drop_capabilities, in_namespace
 from tests.devices.segments import segment
 from tests.hostile.victim import frame_of
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.features import SUPPORTED, NetFeature
 from vhostuser.devices.net.ports.tap import Tap, adopt_tap, open_tap
@@ -348,7 +349,7 @@ def test_a_tap_that_is_deleted_is_an_event(direction: str) -> None:
 def test_a_device_offers_what_its_port_can_do() -> None:
     class Old:
         queues = 1
-        batching = False
+        batching = Batching.NONE
         unsupported = F.HOST_USO | F.GUEST_USO4 | F.GUEST_USO6
 
         def set_carrier(self, up: bool) -> None:

@@ -115,9 +115,9 @@ def test_a_disabled_ring_is_emptied_and_its_packets_thrown_away(net: Net) -> Non
 
 @pytest.mark.proves("VIO-NET-8")
 @pytest.mark.parametrize("size", [4, 16, 256])
-def test_a_full_port_loses_nothing_and_reorders_nothing(make_unbatched: MakeNet, size: int) -> None:
+def test_a_full_port_loses_nothing_and_reorders_nothing(make_limited: MakeNet, size: int) -> None:
     """Packets in chains of one to four buffers, far more than the port takes at once."""
-    net = make_unbatched(size=size)
+    net = make_limited(size=size)
     net.port.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
     wanted = [frame_of(i) for i in range(700)]
     left = list(reversed(wanted))
@@ -140,8 +140,8 @@ def test_a_full_port_loses_nothing_and_reorders_nothing(make_unbatched: MakeNet,
 
 
 @pytest.mark.proves("VIO-NET-8")
-def test_what_a_full_port_did_not_take_stays_in_the_ring(make_unbatched: MakeNet) -> None:
-    net = make_unbatched()
+def test_what_a_full_port_did_not_take_stays_in_the_ring(make_limited: MakeNet) -> None:
+    net = make_limited()
     sent = net.fill_port()
     assert net.pump.turn() & PORT_OUT
     assert net.tx.used_idx == sent

@@ -14,6 +14,8 @@ from tests.devices.bench import MODERN, Net
 from tests.ports import PairPort
 from vhostuser.cli import main
 from vhostuser.devices.net import uring
+from vhostuser.devices.net.batch import Batching
+from vhostuser.devices.net.datagrams import Datagrams
 from vhostuser.devices.net.device import IoUring, NetDevice
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.errors import PortError
@@ -22,10 +24,12 @@ from vhostuser.frontend.memory import GuestRam
 
 @pytest.fixture
 def batching(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Net, "batching", True)
+    monkeypatch.setattr(Net, "batching", Batching.URING)
 
 
-def test_a_burst_is_one_call_each_way(ram: GuestRam, batching: None) -> None:
+@pytest.mark.parametrize("kind", [Batching.URING, Batching.DATAGRAMS])
+def test_a_burst_is_one_call_each_way(ram: GuestRam, monkeypatch: pytest.MonkeyPatch, kind: Batching) -> None:
+    monkeypatch.setattr(Net, "batching", kind)
     net = Net(ram)
     frames = [bytes([n]) * 60 for n in range(8)]
     for frame in frames:
@@ -58,8 +62,8 @@ def test_a_file_without_nowait_gets_a_call_a_packet(ram: GuestRam, batching: Non
     while len(got) < len(sent):  # a terminal passes on what it has when a worker of the kernel comes to it
         got += os.read(slave, 4096)
     assert got == sent
-    assert net.pump.uring is not None
-    assert not net.pump.uring.works
+    assert net.pump.batch is not None
+    assert not net.pump.batch.works
     net.close()
     os.close(master)
     os.close(slave)
@@ -69,8 +73,8 @@ def test_without_io_uring_there_are_no_batches(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(uring, "_SETUP", -1)  # no such system call
     assert uring.open_uring(0) is None
     pump = NetPump(0, MODERN)
-    pump.use(0, 12, batching=True)
-    assert pump.uring is None
+    pump.use(0, 12, batching=Batching.URING)
+    assert pump.batch is None
     pump.close()
 
 
@@ -82,7 +86,7 @@ class BatchingPort(PairPort):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batching = True
+        self.batching = Batching.URING
 
 
 @pytest.fixture
@@ -96,14 +100,14 @@ async def port() -> AsyncIterator[BatchingPort]:
 @pytest.mark.parametrize(("choice", "batches"), [(IoUring.AUTO, True), (IoUring.ON, True), (IoUring.OFF, False)])
 async def test_batches_can_be_demanded_and_refused(port: BatchingPort, choice: IoUring, batches: bool) -> None:
     pump = NetDevice(port, io_uring=choice).pump(0, MODERN)
-    assert (pump.uring is not None) == batches
+    assert (pump.batch is not None) == batches
     pump.close()
 
 
 async def test_auto_does_without_io_uring(port: BatchingPort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uring, "_SETUP", -1)
     pump = NetDevice(port).pump(0, MODERN)
-    assert pump.uring is None
+    assert pump.batch is None
     pump.close()
 
 
@@ -113,8 +117,16 @@ async def test_on_tells_what_the_kernel_refuses(port: BatchingPort, monkeypatch:
         NetDevice(port, io_uring=IoUring.ON)
 
 
+async def test_a_socket_needs_no_io_uring(port: BatchingPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uring, "_SETUP", -1)
+    port.batching = Batching.DATAGRAMS
+    pump = NetDevice(port, io_uring=IoUring.ON).pump(0, MODERN)
+    assert isinstance(pump.batch, Datagrams)
+    pump.close()
+
+
 async def test_on_tells_of_a_port_that_can_be_full(port: BatchingPort) -> None:
-    port.batching = False
+    port.batching = Batching.NONE
     with pytest.raises(PortError, match="io_uring=on: the port's send buffer is limited"):
         NetDevice(port, io_uring=IoUring.ON)
 

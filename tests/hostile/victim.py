@@ -20,6 +20,7 @@ import trio
 
 from tests.ports import PairPort
 from vhostuser.devices.net.device import NetDevice
+from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
@@ -65,17 +66,21 @@ class Victim:
 
 @asynccontextmanager
 async def serving(
-    path: Path, limits: Limits | None = None, endpoint: Endpoint | None = None, features: int = 0
+    path: Path,
+    limits: Limits | None = None,
+    endpoint: Endpoint | None = None,
+    userfaults: OwnedFd | None = None,
+    features: int = 0,
 ) -> AsyncIterator[Victim]:
     """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already.
 
-    `features` are offered besides those that it offers by itself.
+    Post-copy is offered if there is what makes `userfaults`, and `features` besides those that a device offers anyway.
     """
     port = PairPort()
     device = NetDevice(port, features)
     try:
         async with endpoint or await listen(path, limits) as origin, trio.open_nursery() as nursery:
-            server = Server(device, origin)
+            server = Server(device, origin, userfaults=userfaults)
             nursery.start_soon(server.run)
             yield Victim(path, port, device, server, nursery)
             nursery.cancel_scope.cancel()

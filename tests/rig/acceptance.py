@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -188,9 +188,9 @@ def idle(netns: Netns, backend: Backend, *, seconds: float) -> dict[str, Any]:
     raise RigError(f"no {seconds:g} s without a packet at {backend.tap}")
 
 
-def serving_back_end(netns: Netns, socket_path: Path | None = None) -> Backend:
+def serving_back_end(netns: Netns, socket_path: Path | None = None, options: Sequence[str] = ()) -> Backend:
     """A back-end whose tap has the host's address."""
-    backend = Backend(netns, socket_path=socket_path)
+    backend = Backend(netns, socket_path=socket_path, options=options)
     assert backend.tap is not None
     netns.add_address(backend.tap, f"{HOST_ADDRESS}/{PREFIX}")
     return backend

@@ -39,6 +39,7 @@ class VhostUserNic:
         reconnect: seconds between QEMU's tries to connect again, 0 for none.
         queues: queue pairs.
         options: more properties of the device, for example ``disable-modern=on``.
+        iommu: it is behind an emulated Intel IOMMU; the guest uses that with ``intel_iommu=on``.
     """
 
     socket: Path
@@ -46,6 +47,7 @@ class VhostUserNic:
     reconnect: int = 0
     queues: int = 1
     options: str = ""
+    iommu: bool = False
 
     def arguments(self) -> list[str]:
         """QEMU's command line for it."""
@@ -60,8 +62,14 @@ class VhostUserNic:
             device += ",mq=on"
         if self.options:
             device += "," + self.options
+        before: list[str] = []
+        if self.iommu:
+            # On the root bus it would have no ATS. Then a guest that invalidates lazily works on stale translations:
+            # QEMU 7.2 tells of those only that it has seen itself.
+            before = ["-device", "intel-iommu,device-iotlb=on", "-device", "pcie-root-port,id=downlink"]
+            device += ",bus=downlink,iommu_platform=on,ats=on"
         netdev = f"vhost-user,id=net,chardev=nic,queues={self.queues}"
-        return ["-chardev", chardev, "-netdev", netdev, "-device", device]
+        return [*before, "-chardev", chardev, "-netdev", netdev, "-device", device]
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class Qemu:
         netns: Netns | None = None,
         name: str = "qemu",
         wait: bool = True,
+        kernel_words: str = "",
     ) -> None:
         """Start it and wait for the guest's agent.
 
@@ -118,6 +127,7 @@ class Qemu:
             netns: where QEMU itself runs; only a :class:`TapNic` cares.
             name: for its files.
             wait: False to return at once, for a back-end that comes later; :meth:`attach` has to follow.
+            kernel_words: more of the kernel's command line.
 
         Raises:
             RigError: QEMU ended, or the guest did not come up.
@@ -132,7 +142,7 @@ class Qemu:
             *accelerator(image),
             *("-machine", "q35,memory-backend=mem", "-smp", str(processors), "-m", size),
             *("-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on"),
-            *("-kernel", image.kernel, "-initrd", image.initramfs, "-append", "console=ttyS0 quiet"),
+            *("-kernel", image.kernel, "-initrd", image.initramfs, "-append", f"console=ttyS0 quiet {kernel_words}"),
             *("-serial", f"file:{self.console}"),
             *("-chardev", f"socket,id=agent,path={self._serial},server=on,wait=off", "-serial", "chardev:agent"),
             *("-qmp", f"unix:{self._monitor},server=on,wait=off"),

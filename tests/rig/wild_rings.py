@@ -29,6 +29,7 @@ from tests.devices.bench import MODERN, Net
 from tests.rig.backend import Footprint
 from tests.rig.process import Program, RigError
 from tests.virtio.bench import PACKED, map_guest
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports import discard
 from vhostuser.devices.net.ports.sockets import Loop
@@ -94,7 +95,7 @@ class WildDevice:
         self.port = Loop()
         self.port.configure(self.features, 12)
         self.pump = NetPump(0, self.features)
-        self.pump.use(self.port.fileno(), 12, self.random.random() < 0.5)
+        self.pump.use(self.port.fileno(), 12, self.random.choice(list(Batching)))
         self.notifiers = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
         self.faults: Counter[str] = Counter()
         self.starts = 0

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, closing
 import pytest
 import trio
 
-from tests.hostile.attack import Running, accepted, ask, borrowed, eventfd, refused, signalled
+from tests.hostile.attack import Running, accepted, ask, borrowed, eventfd, refused, signalled, talking
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.errors import PortError
@@ -19,7 +19,7 @@ from vhostuser.frontend.client import FrontEnd, RefusedError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
 from vhostuser.frontend.split import DriverRing
-from vhostuser.wire.messages import VringFd, VringState
+from vhostuser.wire.messages import U64, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest
 
 R = FrontendRequest
@@ -87,6 +87,25 @@ async def test_a_ring_that_was_kicked_too_early_starts_over(victim: Victim, atta
             assert await attacker.stop_ring(ring) == 0
             await attacker.start_ring(ring)
         await exchange(victim, rings.driver)
+
+
+@pytest.mark.proves("VU-RING-2")
+async def test_rings_that_run_are_enabled_by_features_that_say_nothing_of_it(victim: Victim) -> None:
+    """A front-end may kick before it sets features, as long as these are none."""
+    with GuestRam() as memory, trio.fail_after(DEADLINE):
+        rings = [DriverRing(memory, index) for index in range(2)]
+        with closing(NetDriver(rings[0], rings[1], features=0)) as driver:
+            driver.fill()
+            async with await victim.connect() as front_end:
+                for step in ("NUM", "ADDR", "CALL", "MEM_TABLE", "KICK"):
+                    await tell(step, Running(front_end, memory, driver))
+                await driver.send(frame_of(0))
+                while driver.collect_sent():
+                    await driver.tx.wait_used()
+                assert victim.port.flush() == 0
+                await front_end.request(R.SET_FEATURES, U64(0))
+                await talking(front_end)
+                await exchange(victim, driver)
 
 
 async def test_a_kick_that_came_before_the_start_is_not_lost(victim: Victim, attacker: FrontEnd) -> None:

@@ -16,6 +16,7 @@ import trio
 from tests.hostile.attack import accepted, ask, refused, signalled
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
 from tests.ports import PairPort
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.errors import PortError
@@ -27,6 +28,7 @@ from vhostuser.privileges import NOTHING
 from vhostuser.runtime.connection import PROTOCOL_FEATURES, Connection
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
+from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.ring import Ring
 from vhostuser.wire.features import ProtocolFeature
@@ -46,7 +48,7 @@ class SeveralPorts:
         self.pairs = [PairPort() for _ in range(queues)]
         self.queues = queues
         self.unsupported = NetFeature(0)
-        self.batching = False
+        self.batching = Batching.NONE
         self.capabilities = NOTHING
 
     @property
@@ -278,15 +280,33 @@ async def test_a_broken_ring_is_its_pairs_loss_alone(served: Server4) -> None:
         await exchange(served.pairs[1], broken)
 
 
+@pytest.mark.proves("VIO-MQ-1")
+async def test_the_host_stops_sending_to_a_pair_whose_receive_ring_broke(served: Server4) -> None:
+    async with driving(served, 0, 1, 2) as (_, broken, _):
+        rx, tx = split_rings(broken)
+        rx.avail_idx += 1000
+        await served.port.pairs[1].send(frame_of(0))  # the ring is looked at for that
+        while served.port.attached != [0, 2]:
+            await trio.lowlevel.checkpoint()
+        rx.avail_idx -= 1000
+        await served.front_end.stop_ring(rx)
+        await served.front_end.start_ring(rx)
+        assert await served.attached() == [0, 1, 2]
+        tx.avail_idx += 1000
+        os.eventfd_write(tx.kick_fd.fileno(), 1)
+        await signalled(tx.err_fd.fileno())
+        assert await served.attached() == [0, 1, 2]
+
+
 @pytest.mark.proves("VU-MQ-3")
 async def test_all_pairs_adopt_new_memory_at_once(served: Server4, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thread waits in there for the others, which would be for ever if they were asked one by one."""
     meeting = threading.Barrier(PAIRS)
     adopt = Connection._adopt
 
-    def meet(rings: list[Ring], memory: GuestMemory) -> list[int]:
+    def meet(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None) -> list[int]:
         meeting.wait(DEADLINE)
-        return adopt(rings, memory)
+        return adopt(rings, memory, iotlb)
 
     async with driving(served, *range(PAIRS)) as drivers:
         with monkeypatch.context() as patch:

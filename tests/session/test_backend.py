@@ -20,6 +20,7 @@ from tests.session.playbook import (
     reply,
     silence,
     started,
+    status,
 )
 from tests.wire.payloads import PROPERTY, payloads
 from vhostuser.errors import (
@@ -177,6 +178,37 @@ def test_a_device_status_has_eight_bits() -> None:
     book = negotiated()
     book >> ask(R.SET_STATUS, U64(0xFF)) << silence
     book >> ask(R.SET_STATUS, U64(0x100)) << refused(PayloadError, "0x100 is above 0xff") << silence
+
+
+@pytest.mark.proves("VU-STATUS-1")
+def test_the_status_is_what_was_set_last_in_any_order() -> None:
+    book = negotiated()
+    assert book.session.status == 0
+    for value in (1, 3, 0xF, 0x80, 0xF, 2, 0, 0xF):
+        book >> ask(R.SET_STATUS, U64(value)) << silence
+        assert book.session.status == value
+
+
+@pytest.mark.proves("VU-STATUS-2")
+def test_features_ok_is_granted_for_features_that_were_accepted() -> None:
+    book = Playbook(offer())
+    book >> ask(R.SET_PROTOCOL_FEATURES, U64(ProtocolFeature.STATUS)) << silence
+    accepted, not_offered = U64(VhostFeature.PROTOCOL_FEATURES), U64(1 << 63)
+    for features, granted in ((None, 0), (accepted, 8), (not_offered, 0), (accepted, 8)):
+        if features == not_offered:
+            book >> ask(R.SET_FEATURES, not_offered) << refused(PayloadError, "not offered") << silence
+        elif features:
+            book >> ask(R.SET_FEATURES, features) << silence
+        book >> ask(R.SET_STATUS, U64(0xB)) << silence
+        assert book.session.status == 3 | granted
+
+
+@pytest.mark.proves("VU-STATUS-3", "VU-STATUS-4")
+def test_status_0_stops_every_ring_and_disables_none() -> None:
+    book = started()
+    book >> ask(R.SET_VRING_ENABLE, VringState(0, 1)) << silence
+    book >> ask(R.SET_STATUS, U64(0)) << silence
+    assert status(book) == (False, True)
 
 
 @pytest.mark.proves("VU-NEG-14")

@@ -12,7 +12,7 @@ from tests.virtio.bench import INDIRECT, NEXT, WRITE, Bench, Discard, map_guest,
 from vhostuser.errors import MemoryAccessError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import Descriptor, DriverRing
-from vhostuser.virtio.layout import EVENT, FAULT, MISS, READABLE, WORK, WRITABLE
+from vhostuser.virtio.layout import ASK_TRANSLATION, EVENT, FAULT, IOMMU_READ, MISS, READABLE, WORK, WRITABLE
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump
 from vhostuser.virtio.ring import FAULTS
@@ -401,8 +401,9 @@ def test_a_chain_with_an_unknown_address_stays_in_the_ring(where: str) -> None:
             case "second region":
                 ram.write(MIB - 5, b"well ")
                 driver.add([(MIB - 5, 10)])
-        for _ in range(3):
-            assert pump.turn() == 0
+        hole = MIB + 0x100 if where == "indirect table" else MIB
+        for todo, question in ((EVENT, (ASK_TRANSLATION, hole, IOMMU_READ)), (0, None), (0, None)):
+            assert (pump.turn(), ring.question()) == (todo, question)
             assert (ring.fault, ring.taken, driver.used_idx) == (0, 0, 0)
         assert ring.armed
         assert ring.position() == 0
@@ -424,6 +425,8 @@ def test_chains_before_an_unknown_address_are_served_and_those_behind_it_wait() 
             bench.driver.add([(address, 8)])
         assert bench.pump.turn() == EVENT
         finish(bench)
+        assert bench.pump.turn() == EVENT
+        assert bench.ring.question() == (ASK_TRANSLATION, 4 * MIB, IOMMU_READ)
         assert bench.pump.turn() == 0
         assert bench.driver.used_idx == 1
         assert bench.ring.stop() == 1

@@ -46,6 +46,10 @@ _COMMON = (
                  help="Write the counters as JSON to FILE on SIGUSR1 and at the end."),
     click.option("--timeline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Write when each thread slept, woke, sent, received, called: JSON lines, like --counters."),
+    click.option("--audit-log", is_flag=True,
+                 help="Debug live migration: find pages that were written and are not in the dirty log (Linux 6.7)."),
+    click.option("--postcopy", is_flag=True,
+                 help="Offer post-copy migration. A front-end can then stop this process: trust it like this one."),
     _USER,
     _VERBOSE,
     click.version_option(vhostuser.__version__, message=_VERSION),
@@ -62,14 +66,15 @@ class DeviceCommand(click.Command):
         socket_path, fd, client = (own.pop(name) for name in ("socket_path", "fd", "client"))
         access = _access(own, listening=socket_path is not None and not client)
         limits = _limits(own.pop("limit"))
-        reports = own.pop("counters"), own.pop("timeline")
+        reports = own.pop("counters"), own.pop("timeline"), own.pop("audit_log")
+        postcopy = own.pop("postcopy")
         if (socket_path is None) == (fd is None):
             raise click.UsageError("exactly one of --socket-path and --fd is needed", context)
         if client and socket_path is None:
             raise click.UsageError("--client needs --socket-path", context)
         assert self.callback is not None
         make = context.invoke(self.callback, **own)
-        return Guest(context.info_name or "", make, socket_path, fd, client, access, limits, *reports)
+        return Guest(context.info_name or "", make, socket_path, fd, client, access, limits, *reports, postcopy)
 
     def invoke(self, context: click.Context) -> None:
         """Serve it."""

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,16 @@ import trio
 
 from vhostuser import edition
 from vhostuser.device import Device
-from vhostuser.errors import VhostUserError
+from vhostuser.errors import PortError, VhostUserError
+from vhostuser.fds import OwnedFd
 from vhostuser.limits import STANDARD, Limits
 from vhostuser.privileges import NOTHING, Capability, User, drop
 from vhostuser.runtime.groups import allow_interrupts
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.access import ANYBODY, Access
 from vhostuser.transport.endpoints import Connector, Endpoint, from_fd, listen
+from vhostuser.virtio.audit import WriteWatch
+from vhostuser.virtio.userfault import open_source
 
 log = logging.getLogger("vhostuser")
 
@@ -51,6 +55,8 @@ class Guest:
         limits: what a front-end may take.
         counters: the file to write counters to.
         timeline: the file to write the last moments of each queue group to.
+        audit_log: whether dirty logs are held against what was written.
+        postcopy: whether to offer post-copy migration.
     """
 
     name: str
@@ -62,6 +68,8 @@ class Guest:
     limits: Limits = STANDARD
     counters: Path | None = None
     timeline: Path | None = None
+    audit_log: bool = False
+    postcopy: bool = False
 
     async def endpoint(self) -> Endpoint:
         """Where its front-ends come from. Raises EndpointError."""
@@ -91,6 +99,30 @@ class Guest:
         for option, path in (("--counters", self.counters), ("--timeline", self.timeline)):
             if path is not None and not os.access(path.parent, os.W_OK, effective_ids=True):
                 log.warning("%s %s: cannot be written any more: folder of another user", option, path)
+
+    @contextmanager
+    def watch(self) -> Iterator[WriteWatch | None]:
+        """What dirty logs are audited with, for as long as the block runs; None if they are not. Raises PortError."""
+        if not self.audit_log:
+            yield None
+            return
+        try:
+            watch = WriteWatch()
+        except OSError as error:
+            raise PortError(f"--audit-log: {error.strerror}") from error
+        with closing(watch):
+            yield watch
+
+    @contextmanager
+    def userfaults(self) -> Iterator[OwnedFd | None]:
+        """What makes userfaultfds, for as long as the block runs; None without post-copy. Raises PortError."""
+        if not self.postcopy:
+            yield None
+            return
+        if not edition.compiled():
+            raise PortError("--postcopy: a page that is waited for would stop all of an interpreted data path")
+        with open_source() as source:
+            yield source
 
     def report(self, device: Device, server: Server) -> None:
         """Write the files that are asked for."""
@@ -202,19 +234,20 @@ class Program:
 
     async def _serve(self, guest: Guest, task_status: trio.TaskStatus[None]) -> None:
         async with await guest.endpoint() as endpoint:
-            device = guest.open_device()
-            server = Server(device, endpoint)
-            self._served.append((guest, device, server))
-            try:
-                task_status.started()
-                await self._complete.wait()
-                await server.run()
-            except* VhostUserError as errors:
-                self._failed(guest, _first(errors))
-            finally:
-                self._served.remove((guest, device, server))
-                device.close()
-                guest.report(device, server)
+            with guest.watch() as watch, guest.userfaults() as userfaults:
+                device = guest.open_device()
+                server = Server(device, endpoint, watch, userfaults)
+                self._served.append((guest, device, server))
+                try:
+                    task_status.started()
+                    await self._complete.wait()
+                    await server.run()
+                except* VhostUserError as errors:
+                    self._failed(guest, _first(errors))
+                finally:
+                    self._served.remove((guest, device, server))
+                    device.close()
+                    guest.report(device, server)
 
     def _failed(self, guest: Guest, error: BaseException) -> None:
         assert isinstance(error, VhostUserError)

@@ -14,6 +14,7 @@ while one is awaited; every later request fails then.
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,18 +26,29 @@ from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import connect
 from vhostuser.wire.codec import decode_reply, encode
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
-from vhostuser.wire.messages import U64, Payload, VringAddr, VringAddrFlags, VringFd, VringState
+from vhostuser.wire.messages import (
+    U64,
+    MemoryRegion,
+    MemoryTable,
+    Payload,
+    SingleRegion,
+    VringAddr,
+    VringAddrFlags,
+    VringFd,
+    VringState,
+)
 from vhostuser.wire.requests import Direction, FrontendRequest, Reply, RequestSpec, spec_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from vhostuser.frontend.memory import GuestRam
+    from vhostuser.frontend.dirty import DirtyBitmap
+    from vhostuser.frontend.memory import GuestRam, RamRegion
     from vhostuser.frontend.rings import DriverQueue
     from vhostuser.wire.frames import Frame
 
-DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
+DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.LOG_SHMFD
 """What :meth:`FrontEnd.negotiate` acknowledges unless told otherwise: what it needs, and nothing that obliges it."""
 
 _NO_FD = 0x100
@@ -60,6 +72,7 @@ class FrontEnd(trio.abc.AsyncResource):
         features: Virtio features that were acknowledged.
         protocol_features: Protocol features that were acknowledged.
         backend_channel: Our end of the back-end's own channel, once :meth:`open_backend_channel` made it.
+        listening: Whether the back-end was told to wait for pages, so that it answers with its own addresses.
     """
 
     def __init__(self, channel: Channel, reply_timeout: float = 30.0) -> None:
@@ -68,6 +81,7 @@ class FrontEnd(trio.abc.AsyncResource):
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self.backend_channel: Channel | None = None
+        self.listening = False
         self._reply_timeout = reply_timeout
         self._turn = trio.Lock()
         self._unanswered = ""
@@ -172,6 +186,8 @@ class FrontEnd(trio.abc.AsyncResource):
             return True
         if spec.reply is Reply.GATED and spec.gate is not None and spec.gate in self.protocol_features:
             return True
+        if spec.reply is Reply.POSTCOPY and self.listening:
+            return True
         acknowledged = self.protocol_features
         if spec.number is FrontendRequest.SET_PROTOCOL_FEATURES and isinstance(payload, U64):
             acknowledged = ProtocolFeature(payload.value)  # the new bits decide about their own acknowledgement
@@ -204,9 +220,35 @@ class FrontEnd(trio.abc.AsyncResource):
         await self.request(FrontendRequest.SET_FEATURES, U64(wanted))
         self.features = wanted
 
-    async def set_mem_table(self, memory: GuestRam) -> None:
-        """Tell all of a guest's memory."""
-        await self.request(FrontendRequest.SET_MEM_TABLE, memory.table(), memory.fds())
+    async def set_mem_table(self, memory: GuestRam) -> Sequence[MemoryRegion]:
+        """Tell all of a guest's memory; in post-copy the answer has the back-end's addresses of the regions."""
+        table = MemoryTable(tuple(self._told(region) for region in memory.table().regions))
+        answer = await self.request(FrontendRequest.SET_MEM_TABLE, table, memory.fds())
+        return answer.regions if isinstance(answer, MemoryTable) else ()
+
+    async def add_mem_reg(self, region: RamRegion) -> Sequence[MemoryRegion]:
+        """Add one memory region to those that the back-end knows; as for :meth:`set_mem_table`."""
+        told = SingleRegion(self._told(region.message()))
+        answer = await self.request(FrontendRequest.ADD_MEM_REG, told, [region.fd.fileno()])
+        return [answer.region] if isinstance(answer, SingleRegion) else ()
+
+    async def rem_mem_reg(self, region: RamRegion) -> None:
+        """Take a memory region away from the back-end."""
+        await self.request(FrontendRequest.REM_MEM_REG, SingleRegion(self._told(region.message())))
+
+    async def set_log(self, log: DirtyBitmap) -> Payload | None:
+        """Tell where the dirty log is, which is on while LOG_ALL is acknowledged (:meth:`log_all`).
+
+        Returns:
+            The body of the reply. Back-ends differ: None may mean success, or that it was refused.
+        """
+        return await self.request(FrontendRequest.SET_LOG_BASE, log.message(), [log.fd.fileno()])
+
+    async def log_all(self, on: bool) -> None:
+        """Switch the logging of writes to guest memory; for those to a ring's own areas see :meth:`vring_addr`."""
+        features = self.features & ~int(VhostFeature.LOG_ALL) | VhostFeature.LOG_ALL * on
+        await self.request(FrontendRequest.SET_FEATURES, U64(features))
+        self.features = features
 
     async def start_ring(self, ring: DriverQueue, *, enable: bool = True, log_addr: int | None = None) -> None:
         """Tell a ring's size, position, addresses and eventfds, which starts it, and enable it.
@@ -259,10 +301,11 @@ class FrontEnd(trio.abc.AsyncResource):
     def vring_addr(self, ring: DriverQueue, log_addr: int | None = None) -> VringAddr:
         """The payload of SET_VRING_ADDR for a ring, in the kind of addresses that was negotiated."""
 
-        def told(guest_phys_addr: int) -> int:
-            if ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
-                return guest_phys_addr
-            return ring.memory.userspace_addr(guest_phys_addr)
+        def told(address: int) -> int:
+            # with an IOMMU the memory's addresses are IOVAs, and so are those of rings
+            if self.features & VhostFeature.ACCESS_PLATFORM or ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
+                return address
+            return ring.memory.userspace_addr(address)
 
         return VringAddr(
             ring.index,
@@ -272,6 +315,12 @@ class FrontEnd(trio.abc.AsyncResource):
             available=told(ring.avail_addr),
             log=log_addr or 0,
         )
+
+    def _told(self, region: MemoryRegion) -> MemoryRegion:
+        """A memory region in the kind of addresses that was negotiated."""
+        if ProtocolFeature.GPA_ADDRESSES in self.protocol_features:
+            return replace(region, userspace_addr=region.guest_phys_addr)
+        return region
 
 
 def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | None:
@@ -283,7 +332,8 @@ def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | N
         return None
     value = decode_reply(spec, answer)
     own_reply = spec.reply is Reply.ALWAYS
-    if value is None and own_reply and spec.reply_payload is not None:
+    without = value is None and (own_reply or spec.reply is Reply.POSTCOPY) and spec.reply_payload is not None
+    if without or len(answer.fds) < spec.reply_fds.min:
         raise RefusedError(f"{spec.name}: refused with an empty reply")
     # Acknowledgements, and the replies that are one in all but name (those that have a value for a refusal).
     if isinstance(value, U64) and (not own_reply or spec.refusal is not None) and value.value & ~_NO_FD:

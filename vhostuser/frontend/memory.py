@@ -73,6 +73,10 @@ class RamRegion:
         """The region as SET_MEM_TABLE and ADD_MEM_REG tell it."""
         return MemoryRegion(self.guest_phys_addr, self.memory_size, self.userspace_addr, self.mmap_offset)
 
+    def discard(self) -> None:
+        """Take all pages out of the file; they are zeros when they are touched again."""
+        self._map.madvise(mmap.MADV_REMOVE)
+
     def close(self) -> None:
         """Unmap the region and close its file."""
         self.halfwords.release()
@@ -107,6 +111,11 @@ class GuestRam:
             self.close()
             raise
         self._free = [(region.guest_phys_addr, region.memory_size) for region in self.regions]
+
+    @property
+    def top(self) -> int:
+        """Where guest memory ends."""
+        return max(region.guest_phys_addr + region.memory_size for region in self.regions)
 
     def table(self) -> MemoryTable:
         """The payload of SET_MEM_TABLE."""
@@ -149,6 +158,11 @@ class GuestRam:
         """Copy bytes in. Raises MemoryAccessError outside a region."""
         region, offset = self._locate(guest_phys_addr, len(data))
         region.bytes[offset : offset + len(data)] = data
+
+    def place(self, guest_phys_addr: int, data: bytes) -> None:
+        """Copy bytes into the file behind the memory: a page that was not there appears with all of them at once."""
+        region, offset = self._locate(guest_phys_addr, len(data))
+        os.pwrite(region.fd.fileno(), data, region.mmap_offset + offset)
 
     def load_u16(self, guest_phys_addr: int) -> int:
         """Read two aligned bytes at once, in native order."""

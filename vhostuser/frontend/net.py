@@ -56,6 +56,8 @@ class NetFeature(IntFlag):
     """Kicks and calls are asked for by index."""
     VERSION_1 = 1 << 32
     """Modern virtio: little-endian, twelve-byte header."""
+    ACCESS_PLATFORM = 1 << 33
+    """Addresses are IOVAs, which an IOMMU translates."""
     RING_PACKED = 1 << 34
     """Rings have the packed layout."""
     IN_ORDER = 1 << 35

@@ -19,15 +19,31 @@ from itertools import pairwise
 import trio
 
 from vhostuser.device import Device, Queue
-from vhostuser.errors import FdError, GuestError, PayloadError, PortError, UnsupportedRequestError, VhostUserError
+from vhostuser.errors import (
+    FdError,
+    GuestError,
+    MemoryAccessError,
+    PayloadError,
+    PortError,
+    UnsupportedRequestError,
+    VhostUserError,
+)
 from vhostuser.fds import OwnedFd
+from vhostuser.runtime.audit import Audit
+from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
+from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.postcopy import Postcopy
+from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
-from vhostuser.session.vrings import check_packed_base
+from vhostuser.session.vrings import check_packed_base, check_ring
 from vhostuser.transport.channel import Channel
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
+from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
@@ -40,11 +56,20 @@ from vhostuser.wire.requests import Direction
 
 log = logging.getLogger(__name__)
 
-#: Carries out one admitted request: the body of its own reply, or None. Raises a VhostUserError to refuse.
-Handler = Callable[["Connection", Message], Awaitable[Payload | None]]
+#: Carries out one admitted request: the body of its own reply (with descriptors, as Done), or None. Raises a
+#: VhostUserError to refuse.
+Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
 #: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ | ProtocolFeature.LOG_SHMFD
+PROTOCOL_FEATURES = (
+    ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+    | ProtocolFeature.GPA_ADDRESSES
+)
 
 
 @dataclass
@@ -74,19 +99,30 @@ class LiveGroup:
     """A queue group with at least one live ring."""
 
     group: Group
+    fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
 
-def offer_of(device: Device) -> Offer:
-    """What a device's back-end offers."""
+def offer_of(device: Device, postcopy: bool = False) -> Offer:
+    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
     protocol = PROTOCOL_FEATURES
+    if postcopy:
+        protocol |= ProtocolFeature.PAGEFAULT
     if device.mtu_settable:
         protocol |= ProtocolFeature.NET_MTU
     if len(device.groups) > 1:
         protocol |= ProtocolFeature.MQ
     if device.announces:
         protocol |= ProtocolFeature.RARP
+    if device.has_config:
+        protocol |= ProtocolFeature.CONFIG
+    if device.max_state:
+        protocol |= ProtocolFeature.DEVICE_STATE
+    if device.shares_objects:
+        protocol |= ProtocolFeature.SHARED_OBJECT
+    if device.shmem_regions:
+        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
     return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
@@ -97,22 +133,39 @@ class Connection:
         session: the protocol's state.
         memory: the present memory table.
         logging: the dirty log.
+        audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
+        backend_channel: for requests of ours to the front-end.
+        iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
+        calls: those that the device makes.
+        postcopy: memory that is still elsewhere.
+        state_transfer: the device's state on its way, until the front-end asks what became of it.
         counters: the counters of the groups that have ended, summed by name.
     """
 
     def __init__(
-        self, device: Device, channel: Channel, handlers: Mapping[int, Handler], counters: dict[str, int] | None = None
+        self,
+        device: Device,
+        channel: Channel,
+        handlers: Mapping[int, Handler],
+        counters: dict[str, int] | None = None,
+        watch: WriteWatch | None = None,
+        userfaults: OwnedFd | None = None,
     ) -> None:
         self.device = device
-        self.session = BackendSession(offer_of(device))
+        self.postcopy = Postcopy(userfaults)
+        self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
+        self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
-        self.backend_req: OwnedFd | None = None
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
+        self.backend_channel = BackendChannel(self.session, self._complaints)
+        self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
+        self.state_transfer: StateTransfer | None = None
+        self.iommu = Iommu(self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -129,12 +182,18 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self.device.front_end = self.calls
+                nursery.start_soon(self.audit.run)
+                if self.postcopy.offered:
+                    nursery.start_soon(self._end_postcopy_with_front_end)
                 try:
                     while True:
                         await self._exchange(await self._channel.receive())
                 finally:
+                    self.postcopy.end()
                     nursery.cancel_scope.cancel()
-                    self._tell_device(set())
+                    self.device.front_end = None
+                    self._tell_device()
         finally:
             self._release()
 
@@ -143,6 +202,7 @@ class Connection:
         total = dict(self.counters)
         for live in self._groups.values():
             _add(total, live.group.pump.counters())
+        _add(total, self.audit.counters())
         return total
 
     async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
@@ -153,12 +213,17 @@ class Connection:
 
     async def log_anew(self) -> None:
         """Have the rings of all groups log as the front-end has told by now."""
-        await self.in_turns(self._log_anew)
+        await self.audit.change(self.logging.active, self._log_anew)
 
     @staticmethod
     async def _in_turn(group: Group, function: Callable[[], None]) -> None:
         with suppress(GroupEndedError):
             await group.call(function)
+
+    def start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run a task until it is done or the connection ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function)
 
     def check_foreign(self, fd: OwnedFd, name: str) -> None:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
@@ -171,8 +236,18 @@ class Connection:
         if size > limit:
             raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
 
+    async def _end_postcopy_with_front_end(self) -> None:
+        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
+        await self._channel.wait_hangup()
+        self.postcopy.end()
+
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
+        if self.postcopy.is_ack(frame):
+            with frame.fds:
+                await self.adopt(self.postcopy.take())
+                await self.start_waiting(patient=True)
+            return
         with frame.fds:
             if log.isEnabledFor(logging.DEBUG):  # it costs more than most requests
                 log.debug("> %s", describe(Direction.FRONTEND, frame))
@@ -180,7 +255,8 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
-            self._tell_device(self._running_rings())
+            self._tell_device()
+            self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
                 log.debug("< %s", reply)
@@ -197,17 +273,22 @@ class Connection:
             handler = self._handlers.get(message.request)
             if handler is None:
                 raise UnsupportedRequestError(f"{message.name} is not supported")
-            return message, Done(await handler(self, message))
+            done = await handler(self, message)
+            return message, done if isinstance(done, Done) else Done(done)
         except VhostUserError as error:
             return message, Failed(error)
 
     def _running_rings(self) -> set[int]:
-        """The rings that are processed: live in a thread, and enabled."""
+        """The rings that are processed: live in a thread, enabled, and not broken. At the end none is."""
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            return set()
         states = zip(self.vrings, self.session.vrings, strict=True)
-        return {vring.index for vring, status in states if vring.live and status.enabled}
+        enabled = {vring.index for vring, status in states if vring.live and status.enabled}
+        return {index for index in enabled if not self.ring(index).fault}
 
-    def _tell_device(self, running: set[int]) -> None:
+    def _tell_device(self) -> None:
         """Tell the device which rings began to run, and which do not any more."""
+        running = self._running_rings()
         for index in sorted(self._running ^ running):
             self.device.ring_running(index, index in running)
         self._running = running
@@ -235,10 +316,16 @@ class Connection:
         sizes = area_sizes(self.session.features, num)
         placed = sorted(zip(areas(addr), sizes, AREAS, strict=True))
         for address, size, name in placed:
-            self.memory.ring_address(address, size, f"vring {index}: {name}")
+            if self._iotlb is None:  # with one, what is not there yet may come
+                self.memory.ring_address(address, size, f"vring {index}: {name}")
         for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
+
+    def rings_in(self, addresses: range) -> list[int]:
+        """The live rings of which some part begins there."""
+        placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
+        return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
 
     def check_base(self, index: int, num: int, base: int) -> None:
         """Judge where a ring of `num` descriptors shall go on; 0: its size is not known yet, nor judged.
@@ -254,27 +341,40 @@ class Connection:
 
         Raises:
             MemoryAccessError: its addresses are not in the memory table.
-            PayloadError: its position is not in the ring.
+            PayloadError: its size, position or addresses are not those of a ring of this layout.
             PortError: the device's host side refuses what the driver negotiated, or has no descriptors left.
         """
         vring = self.vrings[index]
         if vring.addr is None or not vring.num or not self.memory.mappings:
             return
+        if not vring.live:
+            packed = bool(self.session.features & VhostFeature.RING_PACKED)
+            check_ring(index, vring.num, vring.base, vring.addr, packed)
         self.check_addresses(index, vring.num, vring.addr)
         if vring.live:
             ring = self.ring(index)
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
-        self.check_base(index, vring.num, vring.base)
         number, place = self._place(index)
         live = self._groups.get(number) or self._open_group(number)
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
-            await live.group.call(lambda: self._start(ring, vring))
+            async with self.audit.resting:
+                await live.group.call(lambda: self._start(ring, vring))
         except BaseException:
             vring.live = False
             raise
+
+    async def start_waiting(self, patient: bool = False) -> None:
+        """Start the rings that only waited for memory; `patient`: what some of them need may come later.
+
+        Raises as :meth:`refresh` does.
+        """
+        for vring in self.vrings:
+            if self.session.vrings[vring.index].started and not vring.live:
+                with suppress(*[MemoryAccessError] * patient):
+                    await self.refresh(vring.index)
 
     async def stop(self, index: int) -> None:
         """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed."""
@@ -284,31 +384,48 @@ class Connection:
             vring.base = await self.group(index).call(ring.stop)
             vring.live = False
         vring.close("kick", "call")
+        if not any(vring.live for vring in self.vrings):
+            # what a front-end withdraws while no ring runs, it need not tell
+            self.iommu.table = Iotlb(self.memory)
 
     async def reap(self) -> None:
         """End the groups without live rings; tell the device when none is left."""
         for number, live in list(self._groups.items()):
             if not any(self.vrings[index].live for index in self.device.groups[number]):
-                live.scope.cancel()
-                await live.ended.wait()
+                async with self.audit.resting:
+                    live.scope.cancel()
+                    await live.ended.wait()
 
     async def adopt(self, memory: GuestMemory) -> None:
-        """Use a new memory table everywhere, and unmap the old one, which nobody reads any more then.
+        """Use a new memory table everywhere, and unmap what it lacks of the old one, which nobody reads any more then.
 
         All groups are asked at once: one that is slow to answer keeps none of the others waiting.
         """
         old, self.memory = self.memory, memory
         self._retired.append(old)
+        await self.audit.look()
+        self.audit.follow(old, memory)
+        await self.adopt_iotlb(self.iommu.table.over(memory))
+        self._retired.remove(old)
+        self.audit.follow(memory)
+        old.close(memory)
+
+    async def adopt_iotlb(self, table: Iotlb) -> None:
+        """Use a new IOTLB everywhere; no thread uses the old one when this returns."""
+        self.iommu.table = table
         async with trio.open_nursery() as nursery:
             for number, live in self._groups.items():
-                nursery.start_soon(self._adopt_in_group, number, live.group, memory)
-        self._retired.remove(old)
-        old.close()
+                nursery.start_soon(self._adopt_in_group, number, live.group)
 
-    async def _adopt_in_group(self, number: int, group: Group, memory: GuestMemory) -> None:
+    async def _adopt_in_group(self, number: int, group: Group) -> None:
+        adopt = partial(self._adopt, group.pump.rings, self.memory, self._iotlb)
         with suppress(GroupEndedError):  # it reads no memory any more
-            for index in await group.call(lambda: self._adopt(group.pump.rings, memory)):
+            for index in await group.call(adopt):
                 self._complaints.add("vring %d: group %d: its addresses are not in the new memory table", index, number)
+
+    @property
+    def _iotlb(self) -> Iotlb | None:
+        return self.iommu.table if self.session.features & VhostFeature.ACCESS_PLATFORM else None
 
     def _place(self, index: int) -> tuple[int, int]:
         """A ring's group, and its place in there."""
@@ -331,11 +448,15 @@ class Connection:
         if self.device.timelines:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
+        group = Group(
+            pump,
+            (lambda: queue.offer() if queue else None) if isinstance(pump, ChainPump) else None,
+            self._complaints,
+            on_fault=lambda: live.fault.set(),
+            on_question=partial(self.iommu.ask, self._nursery),
+        )
         if isinstance(pump, ChainPump):
-            group = Group(pump, lambda: queue.offer() if queue else None, self._complaints)
             queue = Queue(pump, group.call)
-        else:
-            group = Group(pump, complaints=self._complaints)
         live = self._groups[number] = LiveGroup(group)
         self._nursery.start_soon(self._run_group, number, live, queue)
         return live
@@ -346,6 +467,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     if queue is not None:
                         nursery.start_soon(self._serve, queue)
+                    nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
             _add(self.counters, live.group.pump.counters())
@@ -353,6 +475,13 @@ class Connection:
             if not self._groups:
                 self.device.driver_stopped()
             live.ended.set()
+
+    async def _watch_faults(self, live: LiveGroup) -> None:
+        """Tell the device of rings that broke, here, where a port that fails over it ends the connection."""
+        while True:
+            await live.fault.wait()
+            live.fault = trio.Event()
+            self._tell_device()
 
     async def _serve(self, queue: Queue) -> None:
         """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
@@ -365,11 +494,13 @@ class Connection:
     def _release(self) -> None:
         for vring in self.vrings:
             vring.close("kick", "call", "err")
-        if self.backend_req is not None:
-            self.backend_req.close()
+        self.audit.close()
+        _add(self.counters, self.audit.counters())
         self.logging.close()
-        for memory in (*self._retired, self.memory):
-            memory.close()
+        self.backend_channel.close()
+        for memory in (*self._retired, self.memory, self.postcopy.announced):
+            if memory is not None:
+                memory.close()
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
@@ -390,21 +521,25 @@ class Connection:
             bool(features & VirtioFeature.RING_EVENT_IDX),
             bool(features & VirtioFeature.RING_INDIRECT_DESC),
         )
-        ring.adopt(self.memory)
-        self.logging.tell(ring, vring.addr, features)
+        ring.adopt(self.memory, self._iotlb)
+        self._tell_log(ring, vring.addr)
 
     def _log_anew(self, number: int, pump: Pump) -> None:
         for ring in pump.rings:
             if ring.started and (addr := self.vrings[ring.index].addr) is not None:
-                self.logging.tell(ring, addr, self.session.features)
+                self._tell_log(ring, addr)
+
+    def _tell_log(self, ring: Ring, addr: VringAddr) -> None:
+        self.logging.tell(ring, addr, self.session.features)
+        self.audit.excuse(ring)
 
     @staticmethod
-    def _adopt(rings: list[Ring], memory: GuestMemory) -> list[int]:
+    def _adopt(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None = None) -> list[int]:
         lost = []
         for ring in rings:
             if ring.started:
                 try:
-                    ring.adopt(memory)
+                    ring.adopt(memory, iotlb)
                 except VhostUserError:
                     lost.append(ring.index)
         return lost

@@ -38,6 +38,11 @@ class Logging:
         self._retired: list[DirtyLog | OwnedFd] = []  # what some thread may still use
         self._in_turns = in_turns
 
+    @property
+    def active(self) -> DirtyLog | None:
+        """The log, if it is on."""
+        return self.log if self._all else None
+
     def tell(self, ring: Ring, addr: VringAddr, features: int) -> None:
         """Tell a ring where to log from now on; in its thread.
 
@@ -47,7 +52,7 @@ class Logging:
         """
         by_place = features & (VhostFeature.RING_PACKED | VhostFeature.ACCESS_PLATFORM)
         ring.set_log(
-            self.log if self._all else None,
+            self.active,
             bool(addr.flags & VringAddrFlags.LOG),
             None if by_place else addr.log,
             -1 if self._notifier is None else self._notifier.fileno(),

@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -66,14 +67,23 @@ class Group:
     Args:
         pump: what to turn; closed when the thread has ended.
         on_chain: called in the event loop when a Python device's pump holds a new chain.
+        on_fault: called in the event loop when a ring broke.
         complaints: where broken rings are told of; the session's.
+        on_question: called in the event loop with what a ring has to ask of an IOMMU (:meth:`Ring.question`).
     """
 
     def __init__(
-        self, pump: Pump, on_chain: Callable[[], None] | None = None, complaints: Complaints | None = None
+        self,
+        pump: Pump,
+        on_chain: Callable[[], None] | None = None,
+        complaints: Complaints | None = None,
+        on_fault: Callable[[], None] | None = None,
+        on_question: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self.pump = pump
         self._on_chain = on_chain
+        self._on_fault = on_fault
+        self._on_question = on_question
         self._complaints = complaints or Complaints()
         self._calls: deque[_Call[Any]] = deque()
         self._ending = trio.Event()
@@ -169,6 +179,8 @@ class Group:
         for ring in self.pump.rings:
             if ring.fault and not ring.reported:
                 self._report(ring)
+            if (question := ring.question()) and self._on_question is not None:
+                self._in_loop(partial(self._on_question, *question))
         ticket = getattr(self.pump, "ticket", 0)
         if ticket != self._offered and self._on_chain is not None:
             self._offered = ticket
@@ -177,6 +189,8 @@ class Group:
     def _report(self, ring: Ring) -> None:
         ring.report()
         self._complaints.add("vring %d is broken and stopped: %s", ring.index, FAULTS[ring.fault])
+        if self._on_fault is not None:
+            self._in_loop(self._on_fault)
 
     def _in_loop(self, function: Callable[[], None]) -> None:
         assert self._token is not None

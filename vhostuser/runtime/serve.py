@@ -9,9 +9,11 @@ import trio
 
 from vhostuser.device import Device
 from vhostuser.errors import ConnectionClosedError, FramingError
+from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers import HANDLERS
 from vhostuser.transport.endpoints import Endpoint
+from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.pump import Pump
 
 log = logging.getLogger(__name__)
@@ -20,16 +22,29 @@ log = logging.getLogger(__name__)
 class Server:
     """Serves one device on one endpoint.
 
+    Args:
+        device: the device.
+        endpoint: where its front-ends come from.
+        watch: what dirty logs are audited with, or None; it stays the caller's.
+
     Attributes:
         sessions: how many connections there were.
     """
 
-    def __init__(self, device: Device, endpoint: Endpoint) -> None:
+    def __init__(
+        self, device: Device, endpoint: Endpoint, watch: WriteWatch | None = None, userfaults: OwnedFd | None = None
+    ) -> None:
+        """Audit the dirty log if there is a `watch`; offer post-copy if there is what makes `userfaults`.
+
+        Both stay the caller's (:mod:`vhostuser.virtio.audit`, :mod:`vhostuser.virtio.userfault`).
+        """
         self.sessions = 0
         self._device = device
         self._endpoint = endpoint
+        self._watch = watch
         self._connection: Connection | None = None
         self._counters: dict[str, int] = {}
+        self._userfaults = userfaults
 
     async def run(self) -> None:
         """Serve until cancelled, or until the endpoint has no further connection.
@@ -42,7 +57,9 @@ class Server:
         async for channel in self._endpoint:
             async with channel:
                 self.sessions += 1
-                self._connection = Connection(self._device, channel, HANDLERS, self._counters)
+                self._connection = Connection(
+                    self._device, channel, HANDLERS, self._counters, self._watch, self._userfaults
+                )
                 log.info("session %d: a front-end is connected", self.sessions)
                 try:
                     await self._connection.run()

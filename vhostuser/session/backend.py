@@ -18,6 +18,8 @@ each ring, and every rule reads those.
 4. NEED_REPLY counts where REPLY_ACK is acknowledged. SET_PROTOCOL_FEATURES is judged by the bits it brings.
 5. A request with a reply of its own always gets one, so that nobody waits for ever; refused, mostly an empty
    one.
+6. The device status is the driver's word, which the front-end passes on, with one bit that we decide about:
+   FEATURES_OK is not granted while the features asked for last were refused. It is what a refusal leaves behind.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 _R = FrontendRequest
 _MTU_RANGE = range(68, 65536)  # RFC 791's smallest; the largest length field of an IP packet
 _MAX_STATUS = 0xFF
+_FEATURES_OK = 0x8  # of the device status (virtio 1.2, 2.1)
 _INBAND_NEEDS = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
 
 
@@ -101,6 +104,7 @@ class BackendSession:
         features: The acknowledged virtio feature word; 0 at first.
         protocol_features: The acknowledged protocol features; none at first.
         vrings: The state bits of each ring.
+        status: The device status as GET_STATUS answers it; 0 at first.
     """
 
     def __init__(self, offer: Offer) -> None:
@@ -108,7 +112,9 @@ class BackendSession:
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self.vrings = [VringStatus() for _ in range(offer.vrings)]
-        self._features_came = False
+        self.status = 0
+        self._features_came = self._features_granted = False
+        self._listening = False  # for post-copy
 
     @property
     def suspended(self) -> bool:
@@ -233,6 +239,8 @@ class BackendSession:
 
     def _refuse(self, message: Message) -> Frame | None:
         spec = message.spec
+        if message.request == _R.SET_FEATURES:
+            self._features_granted = False
         if spec and self._has_own_reply(spec):
             return encode_refusal(spec)
         return encode_ack(message.request, 1) if self._wants_ack(message) else None
@@ -250,6 +258,8 @@ class BackendSession:
     def _has_own_reply(self, spec: RequestSpec) -> bool:
         if spec.reply is Reply.GATED:
             return spec.gate is not None and spec.gate in self.protocol_features
+        if spec.reply is Reply.POSTCOPY:
+            return self._listening
         return spec.reply is Reply.ALWAYS
 
     def _wants_ack(self, message: Message) -> bool:
@@ -267,8 +277,13 @@ class BackendSession:
             case _R.SET_PROTOCOL_FEATURES, U64(word):
                 self.protocol_features = ProtocolFeature(word)
             case _R.RESET_OWNER | _R.RESET_DEVICE, _:
+                self.status = 0
                 for vring in self.vrings:
                     vring.started = vring.enabled = False
+            case _R.SET_STATUS, U64(status):
+                self._commit_status(status)
+            case ((_R.POSTCOPY_ADVISE | _R.POSTCOPY_LISTEN | _R.POSTCOPY_END), _):
+                self._listening = message.request == _R.POSTCOPY_LISTEN
             case _R.SET_VRING_KICK, VringFd(index):
                 self.vrings[index].started = True
             case _R.VRING_KICK, VringState(index):
@@ -280,11 +295,18 @@ class BackendSession:
 
     def _commit_features(self, word: int) -> None:
         self.features = word
-        self._features_came = True
+        self._features_came = self._features_granted = True
         # With the bit, rings stay as they are: setting it again must never disable a ring that is running.
         if not word & VhostFeature.PROTOCOL_FEATURES:
             for vring in self.vrings:
                 vring.enabled = True
+
+    def _commit_status(self, status: int) -> None:
+        self.status = status if self._features_granted else status & ~_FEATURES_OK
+        # A reset stops all rings. It does not disable any: that is between front-end and back-end, not the driver's.
+        if status == 0:
+            for vring in self.vrings:
+                vring.started = False
 
 
 def _beyond(word: int, allowed: int) -> int:

@@ -12,6 +12,8 @@ Descriptors are taken on header bytes, in one block. On payload bytes, in a seco
 ``await``: Trio's ``recvmsg`` is atomic with regard to cancellation, so nothing gets lost between the kernel
 and the channel.
 
+Each system call says that it must not wait: a socket that the peer passed to us shares its O_NONBLOCK with the peer.
+
 Waiting for the first byte of a message has no time limit, but for the first message of a client that others wait
 behind; everything after that byte has one. Messages that come too fast are read later. A stream that was left in the
 middle of a message, by an error or by cancellation, stays unusable: there is no way back to a message boundary.
@@ -23,6 +25,7 @@ import array
 import errno
 import math
 import os
+import select
 import socket
 import stat
 from contextlib import contextmanager
@@ -129,9 +132,15 @@ class Channel(trio.abc.AsyncResource):
         fds = array.array("i", frame.fds.filenos())
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
         while rest:
-            rest = rest[await self._socket.sendmsg([rest], ancillary) :]
+            rest = rest[await self._socket.sendmsg([rest], ancillary, socket.MSG_DONTWAIT) :]
             self._outbound.mid_message = bool(rest)
             ancillary = []
+
+    async def wait_hangup(self) -> None:
+        """Wait until the peer has closed, whatever of what it sent before is still to be read."""
+        with select.epoll() as watch:
+            watch.register(self._socket.fileno(), select.EPOLLRDHUP)
+            await trio.lowlevel.wait_readable(watch.fileno())
 
     def is_other_end(self, fd: int) -> bool:
         """Whether a descriptor is the other end of this connection, as far as names tell (a socketpair has none)."""
@@ -144,9 +153,13 @@ class Channel(trio.abc.AsyncResource):
             except OSError:  # not connected
                 return False
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close the socket. A task that waits on it gets ClosedResourceError."""
         self._socket.close()
+
+    async def aclose(self) -> None:
+        """The same, for who closes resources of any kind."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
     @contextmanager
@@ -203,7 +216,7 @@ class _MessageReader:
         while len(data) < count:
             self.progress = f"{len(data)} of {count} {part} bytes"
             piece, ancillary, flags, _ = await self._socket.recvmsg(
-                count - len(data), _CONTROL_SIZE, socket.MSG_CMSG_CLOEXEC
+                count - len(data), _CONTROL_SIZE, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
             )
             self._adopt(_passed_fds(ancillary), bool(flags & socket.MSG_CTRUNC), part)
             if not piece:

@@ -5,17 +5,17 @@ from vhostuser.virtio.primitives cimport *
 
 @cython.final
 cdef class DirtyLog:
-    cdef object mapping
+    cdef object mapping, copy
     cdef readonly unsigned long long size
-    cdef unsigned long long bits
+    cdef unsigned long long bits, copied
     cdef int mark(self, unsigned long long page) noexcept nogil
 
 @cython.final
 cdef class RingLog:
     cdef DirtyLog log
     cdef GuestMemory memory
-    cdef readonly bint on
-    cdef bint own, fresh
+    cdef readonly bint on, own
+    cdef bint fresh
     cdef object told
     cdef unsigned long long desc, device
     cdef int fd

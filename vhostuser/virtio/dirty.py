@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 
 import cython
 
-from vhostuser.virtio.memory import FileMapping
+from vhostuser.virtio.memory import FileMapping, address_of
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import LOG_PAGE_SHIFT
@@ -51,10 +52,22 @@ class DirtyLog:
         self.mapping = FileMapping(fd, mmap_size, mmap_offset)
         self.size = mmap_size
         self.bits = self.mapping.host_address
+        self.copy: mmap.mmap | None = None
+        self.copied = 0
 
     def close(self) -> None:
         """Unmap it. No ring uses it any more."""
         self.mapping.close()
+
+    def record(self) -> None:
+        """Have a second copy of every bit that is set from now on, for an audit: the front-end takes the first one."""
+        self.copy = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.copied = address_of(self.copy)
+
+    def recorded(self) -> bytes:
+        """The bits since :meth:`record`. No ring's thread turns now."""
+        assert self.copy is not None
+        return self.copy[:]
 
     def mark(self, page: cython.ulonglong) -> cython.int:
         """Set a page's bit: 1 if it was clear, 0 if it was set, -1 if the bitmap ends before it."""
@@ -62,6 +75,8 @@ class DirtyLog:
         bit: cython.int = page & 7
         if at >= self.size:
             return -1
+        if self.copied:
+            set_bit(self.copied + at, bit)
         if (load_u8(self.bits + at) >> bit) & 1:
             return 0
         set_bit(self.bits + at, bit)
@@ -73,6 +88,7 @@ class RingLog:
 
     Attributes:
         on: whether anything is logged.
+        own: whether writes to the ring's own areas are.
         logged: how often a page's bit was set.
         beyond: how many pages could not be logged since the bitmap ends before them.
     """

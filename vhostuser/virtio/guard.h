@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
-#define VU_GUARD_SLOTS 8192
+#define VU_GUARD_SLOTS 65536 /* as many mappings as Linux lets a process have (vm.max_map_count) */
 static struct { volatile uintptr_t start, end; uintptr_t page; } vu_guarded[VU_GUARD_SLOTS];
 static volatile int vu_guard_top;
 static volatile int vu_guard_installed;

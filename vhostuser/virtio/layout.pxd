@@ -16,6 +16,12 @@ cdef enum:
     MISS = -2
     FULL = -3
 
+    IOMMU_READ = 1
+    IOMMU_WRITE = 2
+    ASK_NOTHING = 0
+    ASK_TRANSLATION = 1
+    ASK_DENIED = 2
+
     BURST = 64
     SEGMENTS = 1000
     POOL = 3072

@@ -24,6 +24,14 @@ FAULT = -1  #: it is nowhere
 MISS = -2  #: it is not known yet: ask the front-end
 FULL = -3  #: more pieces than the caller has room for
 
+# what an IOMMU allows, as IOTLB messages have it
+IOMMU_READ = 1
+IOMMU_WRITE = 2
+# what a ring has to ask the front-end
+ASK_NOTHING = 0
+ASK_TRANSLATION = 1  #: where an address is
+ASK_DENIED = 2  #: nothing: tell it that the driver used an address in a way that is not allowed
+
 BURST = 64  #: chains a burst holds; larger bursts measured no faster
 SEGMENTS = 1000  #: iovecs of one chain: a readv takes 1024 (UIO_MAXIOV), less what a device adds
 POOL = 3072  #: iovecs of a burst; one of usual chains fits whole

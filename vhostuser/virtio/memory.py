@@ -5,8 +5,8 @@ Must not know which message brought a region, nor which ring reads it.
 A :class:`Mapping` is one region mapped from a descriptor after every check that can be made: kind of file, sizes,
 wraps, file length, page and huge-page alignment; whatever else comes in a peer's file is a :class:`FileMapping`. A
 :class:`GuestMemory` is a snapshot of all regions, sorted by guest-physical address. It never changes: a new table is a
-new object, which each queue group adopts between two turns, and the old one is closed when all have. (The ancestor,
-vhost-net, does the same with RCU.)
+new object, which may share regions with the old one. Each queue group adopts it between two turns; what the old one
+alone had is unmapped when all have. (The ancestor, vhost-net, does the same with RCU.)
 
 :meth:`GuestMemory.translate` has three answers. A number of iovecs: a range may span neighbouring regions, and each
 piece is one iovec. ``FAULT``: some byte of it is nowhere. ``MISS``: nowhere *yet*, ask the front-end and try again
@@ -60,6 +60,7 @@ class FileMapping:
     Attributes:
         size: bytes.
         host_address: where the first of them lies in this process.
+        page_size: bytes of the pages behind them.
     """
 
     def __init__(self, fd: int, size: int, mmap_offset: int) -> None:
@@ -75,7 +76,7 @@ class FileMapping:
             raise PayloadError(f"{self}: its size is 0")
         self._check_range("mmap_offset", mmap_offset)
         self._check_file(fd, mmap_offset)
-        page = _page_size(fd)
+        self.page_size = page = _page_size(fd)
         begin = mmap_offset & ~(page - 1)
         self._length = (mmap_offset + size - begin + page - 1) & ~(page - 1)
         flags = mmap.MAP_SHARED | _MAP_NORESERVE
@@ -87,6 +88,11 @@ class FileMapping:
         if guard(start, self._length, page) < 0:
             self.close()
             raise FdError(f"{self}: this process guards as many mappings of peers' files as it can")
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Where the mapping begins, and its length; whole pages around the bytes that were asked for."""
+        return self._start, self._length
 
     def _check_range(self, name: str, first: int) -> None:
         if first + self.size > _LIMIT:
@@ -103,6 +109,11 @@ class FileMapping:
                 f"{self}: mmap_offset {mmap_offset:#x} + size ends at {mmap_offset + self.size:#x}, "
                 f"past the end of the file at {status.st_size:#x}"
             )
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it is still there."""
+        return self._start != 0
 
     def close(self) -> None:
         """Unmap. Nothing may read or write it any more."""
@@ -169,10 +180,12 @@ class GuestMemory:
         by_host = sorted((mapping.host_address, mapping.guest_phys_addr) for mapping in ordered)
         self.hosts = array("Q", [n for pair in by_host for n in pair] or [0, 0])
 
-    def close(self) -> None:
-        """Unmap every region."""
+    def close(self, *others: GuestMemory) -> None:
+        """Unmap every region, but for those that one of the `others` has too."""
+        kept = {mapping for other in others for mapping in other.mappings}
         for mapping in self.mappings:
-            mapping.close()
+            if mapping not in kept:
+                mapping.close()
 
     def find(self, address: cython.ulonglong, hint: cython.int) -> cython.int:
         """The row that holds `address`, or -1; `hint` is a row to try first."""
@@ -227,6 +240,22 @@ class GuestMemory:
             if following < address:  # this region ends with the address space, and 2^64 does not wrap to 0
                 return FAULT
             address = following
+            row += 1
+
+    def hole(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.ulonglong:
+        """The first address of a range that is in no row; the range's first if all of it is."""
+        row: cython.int = 0
+        at: cython.ulonglong = address
+        size: cython.ulonglong
+        while True:
+            row = self.find(at, row)
+            if row < 0:
+                return at
+            size = self.rows[3 * row] + self.rows[3 * row + 1] - at
+            if size >= length:
+                return address
+            at += size
+            length -= size
             row += 1
 
     def contiguous(self, address: cython.ulonglong, length: cython.ulonglong) -> cython.ulonglong:
@@ -310,6 +339,15 @@ class GuestMemory:
             done += size
         if vanished() != before:
             raise MemoryAccessError(f"guest_phys_addr {address:#x}: {len(data)} bytes vanished while being written")
+
+
+def table_of(rows: array[int], absent: int) -> GuestMemory:
+    """A table of ranges that lie in other tables' regions: first address, bytes and host address of each, sorted."""
+    table = GuestMemory((), absent)
+    if rows:
+        table.rows = rows
+        table.count = len(rows) // 3
+    return table
 
 
 def address_of(buffer: mmap.mmap) -> int:

@@ -53,6 +53,8 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         EVENT_DISABLE,
         EVENT_ENABLE,
         GOOD,
+        IOMMU_READ,
+        IOMMU_WRITE,
         PARK,
         POOL,
         READABLE,
@@ -101,6 +103,10 @@ class PackedRing(Ring):
     def area_sizes(self) -> tuple[int, int, int]:
         """Bytes of the descriptor ring, the driver's event word and the device's."""
         return area_sizes(self.num)
+
+    def area_permissions(self) -> tuple[int, int, int]:
+        """What an IOMMU has to allow of the descriptor ring, the driver's event word and the device's."""
+        return IOMMU_READ | IOMMU_WRITE, IOMMU_READ, IOMMU_WRITE
 
     def set_position(self, base: int) -> None:
         """Go on at `base`: the avail slot and its wrap counter in the low half, the used ones in the high half.

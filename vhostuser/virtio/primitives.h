@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -68,6 +69,14 @@ static inline unsigned long long vu_clock(void) {
 /* 426 on every architecture; the flag is IORING_ENTER_GETEVENTS. */
 static inline int vu_io_uring_enter(int fd, unsigned submit, unsigned complete) {
     long n = syscall(426, fd, submit, complete, 1, (void *)0, 0);
+    return n < 0 ? -errno : (int)n;
+}
+static inline int vu_sendmmsg(int fd, vu_address messages, unsigned count) {
+    long n = syscall(SYS_sendmmsg, fd, VU_AT(struct mmsghdr, messages), count, MSG_DONTWAIT);
+    return n < 0 ? -errno : (int)n;
+}
+static inline int vu_recvmmsg(int fd, vu_address messages, unsigned count) {
+    long n = syscall(SYS_recvmmsg, fd, VU_AT(struct mmsghdr, messages), count, MSG_DONTWAIT, (void *)0);
     return n < 0 ? -errno : (int)n;
 }
 /* The file description belongs to the peer as well: its O_NONBLOCK is not ours to change, so reading asks for

@@ -23,5 +23,7 @@ cdef extern from "primitives.h" nogil:
     int poll "vu_poll"(unsigned long long set, int count, int milliseconds) noexcept
     unsigned long long clock "vu_clock"() noexcept
     int io_uring_enter "vu_io_uring_enter"(int fd, unsigned int submit, unsigned int complete) noexcept
+    int sendmmsg "vu_sendmmsg"(int fd, unsigned long long messages, unsigned int count) noexcept
+    int recvmmsg "vu_recvmmsg"(int fd, unsigned long long messages, unsigned int count) noexcept
     long drain "vu_drain"(int fd) noexcept
     long signal "vu_signal"(int fd, bint may_block) noexcept

@@ -21,6 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 for _call in (_libc.read, _libc.write, _libc.readv, _libc.writev, _libc.preadv2):
     _call.restype = ctypes.c_ssize_t
 _RWF_NOWAIT = 8
+_MSG_DONTWAIT = 0x40
 _IO_URING_ENTER, _IORING_ENTER_GETEVENTS = 426, 1  # the number is the same on every architecture
 _FUTEX = {"x86_64": 202}.get(os.uname().machine, 98)
 _FUTEX_WAKE_OP, _FUTEX_OP_OR, _FUTEX_OP_OPARG_SHIFT = 5 | 128, 2, 8
@@ -143,6 +144,16 @@ def clock() -> int:
 def io_uring_enter(fd: int, submit: int, complete: int) -> int:
     """``io_uring_enter(2)``: submit so many requests, wait for so many completions. Requests taken, or -errno."""
     return _result(_libc.syscall(_IO_URING_ENTER, fd, submit, complete, _IORING_ENTER_GETEVENTS, None, 0))
+
+
+def sendmmsg(fd: int, messages: int, count: int) -> int:
+    """``sendmmsg(2)`` of `count` struct mmsghdr at an address, without waiting: messages sent, or -errno."""
+    return _result(_libc.sendmmsg(fd, ctypes.c_void_p(messages), count, _MSG_DONTWAIT))
+
+
+def recvmmsg(fd: int, messages: int, count: int) -> int:
+    """``recvmmsg(2)`` of `count` struct mmsghdr at an address, without waiting: messages received, or -errno."""
+    return _result(_libc.recvmmsg(fd, ctypes.c_void_p(messages), count, _MSG_DONTWAIT, None))
 
 
 def drain(fd: int) -> int:

@@ -226,10 +226,14 @@ class Pump:
         return self.lost(ring) or more
 
     def broken(self) -> cython.bint:
-        """Whether a ring broke, or the port failed, and nobody was told yet."""
+        """Whether a ring broke or has a question, or the port failed, and nobody was told yet."""
         if self.first.fault and not self.first.reported:
             return True
+        if self.first.asks and not self.first.ask_sent:
+            return True
         if self.second is not None and self.second.fault and not self.second.reported:
+            return True
+        if self.second is not None and self.second.asks and not self.second.ask_sent:
             return True
         return self.port_failed
 
@@ -255,6 +259,8 @@ class ChainPump(Pump):
         if self.lost(self.first) or taken < 0:
             return EVENT
         if taken == 0:
+            if self.broken():
+                return EVENT
             return WORK if self.arm(self.first) else 0
         if self.first.segments[0] == 0:
             self.first.give(1)
@@ -289,16 +295,12 @@ class ChainPump(Pump):
 
     def write(self, ticket: int, data: bytes) -> int:
         """Copy `data` into the chain's writable buffers, as much as fits: bytes copied. Raises as :meth:`read` does."""
-        size: cython.ulonglong
         self._check(ticket)
         done = 0
-        for at, room in self.buffers()[1]:
-            part = data[done : done + room]
+        for at, size in self.buffers()[1]:
+            part = data[done : done + size]
             ctypes.memmove(at, part, len(part))
             done += len(part)
-        size = done
-        with cython.nogil:
-            self.first.log_written(0, size)
         self._check_memory()
         return done
 

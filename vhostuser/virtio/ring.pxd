@@ -7,7 +7,7 @@ from vhostuser.virtio.timeline cimport Timeline
 cdef class Ring:
     # set by the control side, between two turns
     cdef readonly int index, expects
-    cdef readonly GuestMemory memory
+    cdef readonly GuestMemory memory, reads_from, writes_to
     cdef readonly unsigned int num
     cdef readonly bint event_idx, indirect, started
     cdef public bint enabled
@@ -21,6 +21,13 @@ cdef class Ring:
     cdef public Timeline timeline
     cdef readonly RingLog log
     cdef readonly bint armed
+    cdef unsigned int base
+    cdef readonly bint positioned
+    # what the front-end has to be asked
+    cdef readonly int asks
+    cdef readonly bint ask_sent
+    cdef unsigned long long ask_iova
+    cdef int ask_perm
     # the burst in hand
     cdef readonly int taken
     cdef int iov_end
@@ -43,6 +50,8 @@ cdef class Ring:
     cdef void log_burst(self) noexcept nogil
     cdef void log_written(self, int i, unsigned long long size) noexcept nogil
     cdef void log_chain(self, int i, unsigned long long size) noexcept nogil
+    cdef int missed(self, unsigned long long address, unsigned long long length, bint writable) noexcept nogil
+    cdef void ask(self, int what, unsigned long long iova, int perm) noexcept nogil
     cdef void note(self, int what, int count) noexcept nogil
     cdef void notify(self) noexcept nogil
     cdef void kicked(self) noexcept nogil

@@ -22,6 +22,10 @@ are made. A device that wrote what `written` may never tell of says so at once: 
 them, so that a device can put a private header before a chain, or more room behind it, without moving anything. A
 spare slot is empty (the kernel skips zero-length iovecs), so the whole burst is also one long vector.
 
+**IOMMU.** With an :class:`~vhostuser.virtio.iotlb.Iotlb` the ring's own addresses and those of its buffers are IOVAs.
+What is not translated yet waits: a chain in the ring (``PARK``), or the ring as a whole. The ring then has a
+:meth:`Ring.question` for the front-end, and each table that it adopts is a reason to try again.
+
 Every field that the driver can change is read once. The control side changes a ring only between two turns, in the
 thread that turns it.
 """
@@ -36,10 +40,14 @@ from array import array
 import cython
 
 from vhostuser.errors import MemoryAccessError
+from vhostuser.virtio.iotlb import Iotlb, IotlbMissError
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.dirty import DirtyLog, RingLog
     from vhostuser.virtio.layout import (
+        ASK_DENIED,
+        ASK_NOTHING,
+        ASK_TRANSLATION,
         AT_CALL,
         AT_CALLED,
         AT_KICK,
@@ -47,6 +55,8 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         CALLS,
         DROP,
         GOOD,
+        IOMMU_READ,
+        IOMMU_WRITE,
         KICKS,
         MISS,
         PARK,
@@ -96,6 +106,8 @@ class Ring:
         expects: ``READABLE``, ``WRITABLE`` or ``EITHER``: chains with other buffers are dropped.
         started, enabled: the two states of a ring (vhost-user, "Ring states").
         fault: 0, or a key of :data:`FAULTS`.
+        memory: the memory table; what is written there is found in its regions.
+        reads_from, writes_to: the tables that translate a driver's addresses; the memory table without an IOMMU.
         timeline: where moments are noted, or None.
         log: where it logs the guest memory that it writes.
     """
@@ -103,7 +115,7 @@ class Ring:
     def __init__(self, index: cython.int, expects: cython.int) -> None:
         self.index = index
         self.expects = expects
-        self.memory = GuestMemory()
+        self.memory = self.reads_from = self.writes_to = GuestMemory()
         self.num = 0
         self.event_idx = self.indirect = self.started = self.enabled = False
         self.addresses = (0, 0, 0)
@@ -112,6 +124,11 @@ class Ring:
         self.desc = self.driver = self.device = 0
         self.fault = 0
         self.reported = False
+        self.base = 0
+        self.positioned = False
+        self.asks = ASK_NOTHING
+        self.ask_iova = self.ask_perm = 0
+        self.ask_sent = False
         self.timeline: Timeline | None = None
         self.log = RingLog()
         self.armed = False
@@ -161,8 +178,10 @@ class Ring:
         self.err = fd
         self.err_may_block = _may_block(fd)
 
-    def adopt(self, memory: GuestMemory) -> None:
-        """Use this memory table from now on. A ring whose addresses are not in it is broken.
+    def adopt(self, memory: GuestMemory, iotlb: Iotlb | None = None) -> None:
+        """Use this memory table from now on, and this IOTLB over it. A ring whose addresses are not in it is broken.
+
+        One whose addresses are not translated yet waits, and asks for them.
 
         A chain that a device still works on goes back: where its buffers were, they are no more.
 
@@ -171,37 +190,59 @@ class Ring:
         """
         if self.taken:
             self.give(0)
-        self.memory = memory
+        self.memory = self.reads_from = self.writes_to = memory
+        if iotlb is not None:
+            self.reads_from, self.writes_to = iotlb.readable, iotlb.writable
         self.desc = self.driver = self.device = 0
+        self.asks = ASK_NOTHING
         try:
-            places = [
-                memory.ring_address(at, size, f"the {name} area of vring {self.index}")
-                for at, size, name in zip(self.addresses, self.area_sizes(), _AREAS, strict=True)
-            ]
+            places = self.places(memory, iotlb)
+        except IotlbMissError as miss:
+            self.armed = False
+            self.ask(ASK_TRANSLATION, miss.iova, miss.perm)
+            return
         except MemoryAccessError:
             if self.started:
                 self.fail(UNPLACED)
             raise
         self.desc, self.driver, self.device = places
         self.log.place(memory, self.desc, self.device)
+        if self.started and not self.positioned:
+            self.take_position()
 
     def set_log(self, log: DirtyLog | None, own: bool, device: int | None, fd: int) -> None:
         """Log what is written from now on, as :meth:`RingLog.use` has it."""
         self.log.use(log, own, device, fd)
         self.log.place(self.memory, self.desc, self.device)
 
+    def places(self, memory: GuestMemory, iotlb: Iotlb | None) -> list[int]:
+        """Where descriptor, driver and device area lie. Raises as :meth:`adopt` says, and IotlbMissError."""
+        areas = zip(self.addresses, self.area_sizes(), self.area_permissions(), _AREAS, strict=True)
+        named = [(at, size, perm, f"the {name} area of vring {self.index}") for at, size, perm, name in areas]
+        if iotlb is None:
+            return [memory.ring_address(at, size, name) for at, size, _, name in named]
+        return [iotlb.ring_address(*area) for area in named]
+
     def start(self, base: int) -> None:
         """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only.
 
         The driver is signalled once: a back-end that died may have published buffers without a call.
         """
-        before = pages_vanished()
         self.fault = 0
         self.reported = False
         self.armed = False
         self.taken = 0
-        self.set_position(base)
+        self.base = base
+        self.positioned = False
         self.started = True
+        if self.desc:
+            self.take_position()
+
+    def take_position(self) -> None:
+        """Go on at the base: the ring has just started, or its memory is known at last."""
+        before = pages_vanished()
+        self.set_position(self.base)
+        self.positioned = True
         with cython.nogil:
             self.notify()
         if pages_vanished() != before:
@@ -217,7 +258,15 @@ class Ring:
         self.started = False
         self.armed = False
         self.kick = self.call = self.err = -1
-        return self.position()
+        self.asks = ASK_NOTHING
+        return self.position() if self.positioned else self.base
+
+    def question(self) -> tuple[int, int, int] | None:
+        """What the front-end has to be asked now, once: ``ASK_TRANSLATION`` or ``ASK_DENIED``, IOVA, permission."""
+        if self.asks == ASK_NOTHING or self.ask_sent:
+            return None
+        self.ask_sent = True
+        return self.asks, self.ask_iova, self.ask_perm
 
     def report(self) -> None:
         """Signal the err descriptor once for the present fault."""
@@ -231,8 +280,17 @@ class Ring:
         logged = {"pages_logged": self.log.logged, "pages_beyond_log": self.log.beyond}
         return {**dict(zip(COUNTERS, self.counts, strict=True)), **logged}
 
+    def own_areas(self) -> list[tuple[int, int]]:
+        """The (host address, size) pairs of the areas in which the layout writes."""
+        desc, _, device = self.area_sizes()
+        return [(self.desc, desc), (self.device, device)]
+
     def area_sizes(self) -> tuple[int, int, int]:
         """Bytes of the descriptor, driver and device areas at the present size."""
+        raise NotImplementedError
+
+    def area_permissions(self) -> tuple[int, int, int]:
+        """What an IOMMU has to allow of the descriptor, driver and device areas."""
         raise NotImplementedError
 
     def set_position(self, base: int) -> None:
@@ -289,18 +347,20 @@ class Ring:
         """
         i: cython.int = self.taken
         n: cython.int
+        room: cython.int = SEGMENTS - self.segments[i]
+        iov: cython.ulonglong = self.iov_address + 16 * (self.first[i] + self.segments[i])
         if length == 0:
             return DROP
         if writable:
             if self.expects == READABLE:
                 return DROP
-        elif self.expects == WRITABLE or self.segments[i] > self.readable[i]:
-            return DROP
-        n = self.memory.translate(
-            address, length, self.iov_address + 16 * (self.first[i] + self.segments[i]), SEGMENTS - self.segments[i]
-        )
+            n = self.writes_to.translate(address, length, iov, room)
+        else:
+            if self.expects == WRITABLE or self.segments[i] > self.readable[i]:
+                return DROP
+            n = self.reads_from.translate(address, length, iov, room)
         if n == MISS:
-            return PARK
+            return self.missed(address, length, writable)
         if n < 0:
             return DROP
         self.segments[i] += n
@@ -320,12 +380,14 @@ class Ring:
         i: cython.int
         done: cython.ulonglong = 0
         iov: cython.ulonglong = self.scratch_address + 16
-        entry: cython.ulonglong = self.memory.contiguous(table + 16 * index, 16)
+        entry: cython.ulonglong = self.reads_from.contiguous(table + 16 * index, 16)
         if entry:
             return entry
-        pieces = self.memory.translate(table + 16 * index, 16, iov, 16)
+        pieces = self.reads_from.translate(table + 16 * index, 16, iov, 16)
+        if pieces == MISS and self.missed(table + 16 * index, 16, False) == PARK:
+            return 1
         if pieces < 0:
-            return 1 if pieces == MISS else 0
+            return 0
         for i in range(pieces):
             copy(self.scratch_address + done, load_u64(iov + 16 * i), load_u64(iov + 16 * i + 8))
             done += load_u64(iov + 16 * i + 8)
@@ -360,6 +422,33 @@ class Ring:
             self.log.buffer(self.iov[2 * k], part)
             size -= part
             k += 1
+    def missed(self, address: cython.ulonglong, length: cython.ulonglong, writable: cython.bint) -> cython.int:
+        """A buffer is not all translated for this use: ``PARK``, or ``DROP`` where only the other use is allowed."""
+        iova: cython.ulonglong
+        if writable:
+            iova = self.writes_to.hole(address, length)
+            if self.reads_from.find(iova, 0) >= 0:
+                self.ask(ASK_DENIED, iova, IOMMU_WRITE)
+                return DROP
+            self.ask(ASK_TRANSLATION, iova, IOMMU_WRITE)
+            return PARK
+        iova = self.reads_from.hole(address, length)
+        if self.writes_to.find(iova, 0) >= 0:
+            self.ask(ASK_DENIED, iova, IOMMU_READ)
+            return DROP
+        self.ask(ASK_TRANSLATION, iova, IOMMU_READ)
+        return PARK
+
+    def ask(self, what: cython.int, iova: cython.ulonglong, perm: cython.int) -> None:
+        """Have a question for the front-end. One that the ring waits for comes before one that tells of a mistake."""
+        if self.asks == ASK_TRANSLATION and what == ASK_DENIED:
+            return
+        if self.asks == what and self.ask_iova == iova:
+            return
+        self.asks = what
+        self.ask_iova = iova
+        self.ask_perm = perm
+        self.ask_sent = False
 
     def note(self, what: cython.int, count: cython.int) -> None:
         """Note the present moment if somebody wants to know."""
@@ -380,7 +469,10 @@ class Ring:
         """The kick descriptor is ready: empty it. One that cannot be read, or is at its end, is given up.
 
         The ring is polled then, as one without a kick descriptor.
+
+        A kick is also a reason to ask once more for a translation that did not come.
         """
+        self.ask_sent = False
         got: cython.long = drain(self.kick)
         if got > 0:
             self.counts[KICKS] += 1

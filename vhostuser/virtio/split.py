@@ -42,6 +42,8 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         DESC_WRITE,
         GOOD,
         HEAD_INDEX,
+        IOMMU_READ,
+        IOMMU_WRITE,
         NEXT_INDEX,
         PARK,
         POOL,
@@ -81,6 +83,10 @@ class SplitRing(Ring):
     def area_sizes(self) -> tuple[int, int, int]:
         """Bytes of descriptor table, avail ring and used ring."""
         return area_sizes(self.num, self.event_idx)
+
+    def area_permissions(self) -> tuple[int, int, int]:
+        """What an IOMMU has to allow of descriptor table, avail ring and used ring."""
+        return IOMMU_READ, IOMMU_READ, IOMMU_WRITE
 
     def set_position(self, base: int) -> None:
         """Go on at avail index `base`; the used index is the one in guest memory."""

@@ -11,7 +11,7 @@ from. A request without a payload has None.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Annotated
 
 if TYPE_CHECKING:
@@ -33,6 +33,15 @@ class VringAddrFlags(IntFlag):
 
     LOG = 0x1
     """VHOST_VRING_F_LOG: writes to the used ring go to the dirty log, at the address ``log``."""
+
+
+class IotlbType(IntEnum):
+    """Types of IOTLB_MSG."""
+
+    MISS = 1
+    UPDATE = 2
+    INVALIDATE = 3
+    ACCESS_FAIL = 4
 
 
 class Payload:
@@ -175,7 +184,7 @@ class Iotlb(Payload):
         size: Its length in bytes.
         uaddr: Where the front-end sees it.
         perm: 0 none, 1 read, 2 write, 3 both.
-        type: 1 miss, 2 update, 3 invalidate, 4 access failed.
+        type: :class:`IotlbType`, or what else a peer sent.
     """
 
     iova: u64

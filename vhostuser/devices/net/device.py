@@ -8,23 +8,25 @@ from enum import StrEnum
 
 from vhostuser.device import Device, InTurns
 from vhostuser.devices.net import features as net
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.ports import Port, discard
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.devices.net.uring import check_uring
 from vhostuser.errors import PortError
 from vhostuser.privileges import NOTHING
 from vhostuser.virtio.features import SUPPORTED as RING_FEATURES
+from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.pump import Pump
 
 #: SET_VRING_KICK and its like have eight bits for the ring's index.
 MAX_PAIRS = 128
 _RECEIVE, _TRANSMIT = range(2)  # rings of a pair
-_OFFERABLE = net.SUPPORTED | net.NetFeature.MTU
+_OFFERABLE = net.SUPPORTED | net.NetFeature.MTU | VirtioFeature.ACCESS_PLATFORM
 _BROADCAST = b"\xff" * 6
 
 
 class IoUring(StrEnum):
-    """Whether packets pass the port in batches, through io_uring."""
+    """Whether packets pass the port in batches: through io_uring, or on a socket without it."""
 
     AUTO = "auto"
     """Where the port and the kernel allow it."""
@@ -102,7 +104,7 @@ class NetDevice(Device):
         self.port.set_carrier(False)
 
     def set_mtu(self, mtu: int) -> None:
-        """Set the port's MTU."""
+        """Set the port's MTU, or see that it fits a port that is not ours to change."""
         self.port.set_mtu(mtu)
         self._mtu = mtu
 
@@ -204,14 +206,16 @@ def _retire(port: Port) -> int:
     return lost
 
 
-def _batching(port: Port, io_uring: IoUring) -> bool:
-    if io_uring is not IoUring.ON:
-        return port.batching and io_uring is IoUring.AUTO
-    if not port.batching:
+def _batching(port: Port, io_uring: IoUring) -> Batching:
+    if io_uring is IoUring.OFF:
+        return Batching.NONE
+    if io_uring is IoUring.AUTO:
+        return port.batching
+    if port.batching is Batching.NONE:
         raise PortError("io_uring=on: the port's send buffer is limited, batches could lose packets when it is full")
     try:
-        for pair in range(port.queues):
+        for pair in range(port.queues if port.batching is Batching.URING else 0):
             check_uring(port.fileno(pair))
     except OSError as error:
         raise PortError(f"io_uring=on: {error.strerror}") from error
-    return True
+    return port.batching

@@ -13,7 +13,7 @@ cdef class NetPump(Pump):
     cdef readonly Ring rx, tx
     cdef readonly Receiver receiver
     cdef readonly Transmitter transmitter
-    cdef readonly object uring
+    cdef readonly object batch
     cdef unsigned long long[::1] counts
     cdef int step(self, int budget) noexcept nogil
     cdef void wait(self, int todo) noexcept nogil

@@ -16,9 +16,11 @@ from array import array
 
 import cython
 
+from vhostuser.devices.net.batch import Batch, Batching
+from vhostuser.devices.net.datagrams import Datagrams
 from vhostuser.devices.net.receive import Receiver
 from vhostuser.devices.net.transmit import Transmitter
-from vhostuser.devices.net.uring import Uring, open_uring
+from vhostuser.devices.net.uring import open_uring
 from vhostuser.virtio.rings import make_ring
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
@@ -46,30 +48,30 @@ class NetPump(Pump):
         self.rx = make_ring(features, index, WRITABLE)
         self.tx = make_ring(features, index + 1, READABLE)
         super().__init__(self.rx, self.tx, poll_us)
-        self.uring: Uring | None = None
+        self.batch: Batch | None = None
         self.receiver = Receiver(self.rx, features)
         self.transmitter = Transmitter(self.tx, features)
         self.counts = array("Q", bytes(8 * len(COUNTERS)))
 
-    def use(self, port: int, header_size: int, batching: bool = False) -> None:
+    def use(self, port: int, header_size: int, batching: Batching = Batching.NONE) -> None:
         """Use this port from the next turn on: its descriptor, which stays its owner's, and the size of its headers.
 
-        `batching` says that it may be read and written in batches through io_uring. Between two turns only.
+        `batching`: how it may be read and written in batches, where the kernel allows it. Between two turns only.
         """
-        if self.uring is not None:
-            self.uring.close()
-        self.uring = open_uring(port) if batching else None
+        if self.batch is not None:
+            self.batch.close()
+        self.batch = open_batch(port, batching)
         self.port = port
-        self.receiver.use(port, header_size, self.uring)
-        self.transmitter.use(port, header_size, self.uring)
+        self.receiver.use(port, header_size, self.batch)
+        self.transmitter.use(port, header_size, self.batch)
 
     def close(self) -> None:
         """Close what the pump made. The thread has ended."""
         super().close()
         self.receiver.close()
         self.transmitter.close()
-        if self.uring is not None:
-            self.uring.close()
+        if self.batch is not None:
+            self.batch.close()
 
     def counters(self) -> dict[str, int]:
         """Counters by name since the pump was made: the rings', the packets', the turns'."""
@@ -109,3 +111,10 @@ class NetPump(Pump):
         """Sleep, and count it."""
         self.counts[SLEEPS] += 1
         Pump.wait(self, todo)
+
+
+def open_batch(file: int, batching: Batching) -> Batch | None:
+    """What makes batches on an open file; None: nothing does."""
+    if batching is Batching.DATAGRAMS:
+        return Datagrams(file)
+    return open_uring(file) if batching is Batching.URING else None

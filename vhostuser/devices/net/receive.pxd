@@ -1,6 +1,6 @@
 cimport cython
+from vhostuser.devices.net.batch cimport Batch
 from vhostuser.devices.net.header cimport accepts
-from vhostuser.devices.net.uring cimport Uring
 from vhostuser.virtio.layout cimport *
 from vhostuser.virtio.primitives cimport *
 from vhostuser.virtio.ring cimport Ring
@@ -26,7 +26,7 @@ cdef class Receiver:
     cdef bint flagless
     cdef readonly int port
     cdef readonly bint port_failed
-    cdef readonly Uring uring
+    cdef readonly Batch batch
     cdef unsigned long long[::1] counts
     cdef object slots
     cdef unsigned long long slots_address, overflow
@@ -39,7 +39,7 @@ cdef class Receiver:
     cdef long check(self, long got) noexcept nogil
     cdef bint wanted(self, unsigned long long flags, unsigned long long gso) noexcept nogil
     cdef void read(self, int count) noexcept nogil
-    cdef void read_batch(self, Uring uring, int count) noexcept nogil
+    cdef void read_batch(self, Batch batch, int count) noexcept nogil
     cdef unsigned long long slot(self, int i) noexcept nogil
     cdef void keep(self, int i, long got) noexcept nogil
     cdef int deliver(self, int taken, bint all_there_are) noexcept nogil

@@ -5,8 +5,7 @@ last:
 
 * Short ones are read into private slots and copied into the driver's buffers from there. A read into one buffer is
   cheaper than one into a vector, by more than the copy costs. Chains are taken one, two, four, ... at a time while the
-  port has a packet for each, so that looking at an empty port costs one read; from a few on, one io_uring call makes
-  all reads.
+  port has a packet for each, so that looking at an empty port costs one read; from a few on, one call makes all reads.
 * After a long one, more are likely: for a while each read goes straight into a window of chains that holds the longest
   packet, with a private overflow behind it where the driver has no such window.
 
@@ -28,8 +27,8 @@ from vhostuser.devices.net.header import accepted_offloads
 from vhostuser.virtio.memory import address_of
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.devices.net.batch import Batch
     from vhostuser.devices.net.header import accepts
-    from vhostuser.devices.net.uring import Uring
     from vhostuser.virtio.layout import AT_RECEIVED, BURST, EVENT, KICK, POOL, PORT_IN, SEGMENTS, VANISHED, WORK
     from vhostuser.virtio.primitives import copy, load_u8, load_u16, read_fd, readv, store_u8, store_u16
     from vhostuser.virtio.ring import Ring
@@ -44,8 +43,7 @@ _SLOT = cython.declare(cython.ulonglong, 65536 + 128)  # the longest packet, rou
 _SHORT = cython.declare(cython.ulonglong, 4096)  # bytes of a packet that are cheaper to copy
 _LARGE = cython.declare(cython.int, 16)  # packets that get a window after a large one
 _PUBLISH = cython.declare(cython.int, 32)  # packets read one by one and published together
-_BATCH_FROM = cython.declare(cython.int, 4)  # packets from which one io_uring call is cheaper than a call for each
-_OP_READ = cython.declare(cython.int, 22)
+_BATCH_FROM = cython.declare(cython.int, 4)  # packets from which one call is cheaper than a call for each
 
 _EFAULT = cython.declare(cython.long, -errno.EFAULT)
 _EBADFD = cython.declare(cython.long, -errno.EBADFD)
@@ -74,7 +72,7 @@ class Receiver:
             it belongs.
         port: the descriptor; its owner closes it.
         port_failed: whether the port is gone.
-        uring: what makes batches; None: one system call a packet.
+        batch: what makes batches; None: one system call a packet.
     """
 
     def __init__(self, ring: Ring, features: int) -> None:
@@ -96,11 +94,11 @@ class Receiver:
         self.drained = False
         self.use(-1, self.header_size, None)
 
-    def use(self, port: int, port_header: int, uring: Uring | None) -> None:
+    def use(self, port: int, port_header: int, batch: Batch | None) -> None:
         """Receive from another port from now on. What was read from the old one still comes first."""
         self.port = port
         self.port_failed = False
-        self.uring = uring
+        self.batch = batch
         self.shift = self.header_size - port_header
         self.large = 0
 
@@ -179,10 +177,10 @@ class Receiver:
         i: cython.int
         most: cython.int = _PUBLISH
         self.kept_first = self.kept_end = 0
-        if self.uring is not None and self.uring.works:
+        if self.batch is not None and self.batch.works:
             most = BURST
-        if self.uring is not None and most == BURST and count >= _BATCH_FROM:
-            self.read_batch(self.uring, count)
+        if self.batch is not None and most == BURST and count >= _BATCH_FROM:
+            self.read_batch(self.batch, count)
         else:
             for i in range(count):
                 self.keep(i, read_fd(self.port, self.slot(i) + self.shift, _SLOT - self.shift))
@@ -190,18 +188,18 @@ class Receiver:
                     break
         self.ramp = max(self.kept_end, 1) if self.drained else min(2 * count, most)
 
-    def read_batch(self, uring: Uring, count: cython.int) -> None:
+    def read_batch(self, batch: Batch, count: cython.int) -> None:
         """Read up to `count` packets with one system call.
 
-        More may arrive while it runs, so an earlier read may find nothing and a later one something.
+        More may arrive while io_uring runs, so an earlier read may find nothing and a later one something.
         """
         i: cython.int
         for i in range(count):
-            uring.prepare(_OP_READ, self.slot(i) + self.shift, _SLOT - self.shift)
-        if uring.submit() == 0:
+            batch.add_read(self.slot(i) + self.shift, _SLOT - self.shift)
+        if batch.submit() == 0:
             self.counts[RX_BATCHES] += 1
             for i in range(count):
-                self.keep(i, uring.result[i])
+                self.keep(i, batch.result[i])
 
     def slot(self, i: cython.int) -> cython.ulonglong:
         """Where a slot lies."""

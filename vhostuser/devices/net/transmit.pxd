@@ -1,6 +1,6 @@
 cimport cython
+from vhostuser.devices.net.batch cimport Batch
 from vhostuser.devices.net.header cimport admit
-from vhostuser.devices.net.uring cimport Uring
 from vhostuser.virtio.layout cimport *
 from vhostuser.virtio.primitives cimport *
 from vhostuser.virtio.ring cimport Ring
@@ -21,7 +21,7 @@ cdef class Transmitter:
     cdef unsigned int offloads
     cdef readonly int port
     cdef readonly bint port_failed
-    cdef readonly Uring uring
+    cdef readonly Batch batch
     cdef unsigned long long[::1] counts
     cdef object slots
     cdef unsigned long long slots_address
@@ -30,7 +30,7 @@ cdef class Transmitter:
     cdef int turn(self, int budget) noexcept nogil
     cdef void fetch(self, int taken) noexcept nogil
     cdef int burst(self, int taken) noexcept nogil
-    cdef int batch(self, Uring uring, int taken) noexcept nogil
+    cdef int send_batch(self, Batch batch, int taken) noexcept nogil
     cdef int ready(self, int i) noexcept nogil
     cdef unsigned long long port_size(self, int i) noexcept nogil
     cdef unsigned long long slot(self, int i) noexcept nogil

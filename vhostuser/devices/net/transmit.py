@@ -2,8 +2,8 @@
 
 A chain's header is copied once into private memory, judged, and sent from there. A short frame is copied behind it, so
 that the kernel gets one buffer instead of a vector, which costs it more than the copy; a long one goes from guest
-memory straight into the system call. It is one call a packet for a few, one call a burst through io_uring for more. A
-full port ends the turn: the chain goes back into the ring, and the port is waited for.
+memory straight into the system call. It is one call a packet for a few, one call a burst for more. A full
+port ends the turn: the chain goes back into the ring, and the port is waited for.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vhostuser.devices.net.header import offloads_of
 from vhostuser.virtio.memory import address_of
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.devices.net.batch import Batch
     from vhostuser.devices.net.header import admit
-    from vhostuser.devices.net.uring import Uring
     from vhostuser.virtio.layout import AT_SENT, BURST, EVENT, KICK, PORT_OUT, VANISHED, WORK
     from vhostuser.virtio.primitives import copy, prefetch, store_u64, write_fd, writev
     from vhostuser.virtio.ring import Ring
@@ -41,10 +41,8 @@ COUNTERS = (
 # the longest frame: 65535 bytes of IP behind an Ethernet header with a VLAN tag
 _MAX_FRAME = cython.declare(cython.ulonglong, 65535 + 18)
 _MIN_FRAME = cython.declare(cython.ulonglong, 14)
-_BATCH_FROM = cython.declare(cython.int, 4)  # packets from which one io_uring call is cheaper than a call for each
+_BATCH_FROM = cython.declare(cython.int, 4)  # packets from which one call is cheaper than a call for each
 _SLOT = cython.declare(cython.ulonglong, 2048)  # private memory of a chain: a header, and a frame that fits behind it
-_OP_WRITEV = cython.declare(cython.int, 2)
-_OP_WRITE = cython.declare(cython.int, 23)
 
 _EAGAIN = cython.declare(cython.long, -errno.EAGAIN)
 _EINTR = cython.declare(cython.long, -errno.EINTR)
@@ -70,7 +68,7 @@ class Transmitter:
         port_header: bytes of it at the port; what is more in the ring is num_buffers, which means nothing there.
         port: the descriptor; its owner closes it.
         port_failed: whether the port is gone.
-        uring: what makes batches; None: one system call a packet.
+        batch: what makes batches; None: one system call a packet.
     """
 
     def __init__(self, ring: Ring, features: int) -> None:
@@ -87,11 +85,11 @@ class Transmitter:
         """Release the private memory."""
         self.slots.close()
 
-    def use(self, port: int, port_header: int, uring: Uring | None) -> None:
+    def use(self, port: int, port_header: int, batch: Batch | None) -> None:
         """Send to another port from now on. A chain that the old one was too full for is still in the ring."""
         self.port = port
         self.port_header = port_header
-        self.uring = uring
+        self.batch = batch
         self.port_failed = False
 
     def counters(self) -> dict[str, int]:
@@ -108,8 +106,8 @@ class Transmitter:
                 return KICK
             budget -= taken
             self.fetch(taken)
-            if taken >= _BATCH_FROM and self.uring is not None and self.uring.works and self.ring.enabled:
-                done = self.batch(self.uring, taken)
+            if taken >= _BATCH_FROM and self.batch is not None and self.batch.works and self.ring.enabled:
+                done = self.send_batch(self.batch, taken)
             else:
                 done = self.burst(taken)
             self.ring.note(AT_SENT, done)
@@ -144,10 +142,11 @@ class Transmitter:
                 return i
         return taken
 
-    def batch(self, uring: Uring, taken: cython.int) -> cython.int:
+    def send_batch(self, batch: Batch, taken: cython.int) -> cython.int:
         """Send the chains of a burst with one system call; how many are done with.
 
-        A tap has room for whatever the kernel has memory for, so what it does not take now counts as lost.
+        Where a batch is not kept in order the port is a tap: that has room for whatever the kernel has memory for, so
+        what it does not take now counts as lost.
         """
         i: cython.int
         n: cython.int = 0
@@ -157,17 +156,22 @@ class Transmitter:
             if pieces == 0:
                 continue
             if pieces == 1:
-                uring.prepare(_OP_WRITE, self.slot(i), self.port_size(i))
+                batch.add_write(self.slot(i), self.port_size(i))
             else:
-                uring.prepare(_OP_WRITEV, self.iov(i), pieces)
+                batch.add_writev(self.iov(i), pieces)
             self.chosen[n] = i
             n += 1
-        if n and uring.submit() < 0:
+        if n and batch.submit() < 0:
             return 0
         self.counts[TX_BATCHES] += n > 0
         for i in range(n):
-            if self.settle(self.chosen[i], uring.result[i]) == _BLOCKED:
-                self.counts[TX_REJECTED] += 1
+            if self.settle(self.chosen[i], batch.result[i]) != _BLOCKED:
+                continue
+            if batch.in_order:
+                # it and all behind it go back; those among them that were dropped will be judged again
+                self.counts[TX_DROPPED] -= taken - self.chosen[i] - (n - i)
+                return self.chosen[i]
+            self.counts[TX_REJECTED] += 1
         return taken
 
     def ready(self, i: cython.int) -> cython.int:

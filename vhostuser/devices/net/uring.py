@@ -1,8 +1,7 @@
 """io_uring as a way to make many small reads or writes with one system call (``io_uring(7)``).
 
-Must not know packets or rings of a guest. A batch is prepared, submitted and complete before :meth:`Uring.submit`
-returns: no request outlives the turn that made it, so nothing in flight ever points into memory that a front-end may
-take away. Every request carries RWF_NOWAIT: what cannot be done at once answers -EAGAIN rather than wait.
+Every request carries RWF_NOWAIT: what cannot be done at once answers -EAGAIN rather than wait. Requests after it are
+done all the same: where that can happen to a write, packets would overtake each other.
 
 Whether a file knows RWF_NOWAIT is its driver's affair: a tap does since Linux 6.4. One that does not refuses all of the
 first batch, nothing was done, and :attr:`Uring.works` says so from then on.
@@ -20,13 +19,13 @@ import errno
 import logging
 import mmap
 import os
-from array import array
 
 import cython
 
 from vhostuser.virtio.memory import address_of
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
+    from vhostuser.devices.net.batch import Batch
     from vhostuser.virtio.layout import BURST
     from vhostuser.virtio.primitives import (
         io_uring_enter,
@@ -47,6 +46,9 @@ _SETUP, _REGISTER = 425, 427  # the system call numbers are the same on every ar
 _REGISTER_FILES, _UNREGISTER_FILES = 2, 3
 _OFF_SQES = 0x10000000
 _FEAT_SINGLE_MMAP = 1
+_OP_WRITEV = cython.declare(cython.int, 2)
+_OP_READ = cython.declare(cython.int, 22)
+_OP_WRITE = cython.declare(cython.int, 23)
 _RWF_NOWAIT = cython.declare(cython.uint, 8)
 _FIXED_FILE = cython.declare(cython.int, 1)
 _U32 = cython.declare(cython.uint, 0xFFFF_FFFF)
@@ -56,16 +58,16 @@ _EAGAIN = cython.declare(cython.int, -errno.EAGAIN)
 _EBUSY = cython.declare(cython.int, -errno.EBUSY)
 
 
-class Uring:
-    """A submission and a completion ring for batches of up to ``BURST`` requests on one file.
+class Uring(Batch):
+    """A submission and a completion ring for batches on one file.
 
     Attributes:
         fd: the ring's descriptor.
-        works: False once the kernel refused a batch; then it is one call a packet.
     """
 
     def __init__(self, file: int) -> None:
         """Set it up for the open file `file`. Raises OSError where io_uring is missing, forbidden, or too old."""
+        super().__init__()
         # struct io_uring_params: sq_entries, cq_entries, flags, sq_thread_cpu, sq_thread_idle, features, wq_fd,
         # three reserved words, then ten words of sq_off and ten of cq_off
         params = (ctypes.c_uint32 * 30)()
@@ -79,9 +81,6 @@ class Uring:
         except BaseException:
             os.close(self.fd)
             raise
-        self.waiting = 0
-        self.works = True
-        self.result = array("l", bytes(8 * BURST))
 
     def _map(self, params: list[int]) -> None:
         _, sq_tail, sq_mask, _, _, _, sq_array = params[10:17]
@@ -112,6 +111,18 @@ class Uring:
             self.sqe_memory.close()
             os.close(self.fd)
             self.fd = -1
+
+    def add_read(self, address: cython.ulonglong, size: cython.uint) -> None:
+        """Add a read of up to `size` bytes to an address."""
+        self.prepare(_OP_READ, address, size)
+
+    def add_write(self, address: cython.ulonglong, size: cython.uint) -> None:
+        """Add a write of `size` bytes at an address."""
+        self.prepare(_OP_WRITE, address, size)
+
+    def add_writev(self, iov: cython.ulonglong, count: cython.uint) -> None:
+        """Add a write of `count` iovecs at address `iov`."""
+        self.prepare(_OP_WRITEV, iov, count)
 
     def prepare(self, opcode: cython.int, address: cython.ulonglong, size: cython.uint) -> None:
         """Add a request; `size` counts bytes, or iovecs for a vector. Its result stands at its place in the batch."""

@@ -6,7 +6,30 @@ it takes out of the message's descriptors is its own, the rest is closed after i
 state: that follows from the outcome.
 """
 
-from vhostuser.runtime.handlers import log, memory, negotiation, net, rings
+from vhostuser.runtime.handlers import (
+    backend_channel,
+    config,
+    iommu,
+    log,
+    memory,
+    negotiation,
+    net,
+    postcopy,
+    reset,
+    rings,
+)
 from vhostuser.runtime.handlers.registry import HANDLERS
 
-__all__ = ["HANDLERS", "log", "memory", "negotiation", "net", "rings"]
+__all__ = [
+    "HANDLERS",
+    "backend_channel",
+    "config",
+    "iommu",
+    "log",
+    "memory",
+    "negotiation",
+    "net",
+    "postcopy",
+    "reset",
+    "rings",
+]

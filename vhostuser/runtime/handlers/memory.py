@@ -1,37 +1,114 @@
-"""The front-end's memory."""
+"""The front-end's memory: a whole table at once, or region by region.
+
+A table is never edited. Each of these requests makes a new one, which all rings adopt before the answer goes out; so
+when the front-end reads that answer it may take away what the old table alone had.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from vhostuser.errors import PayloadError, StateError
+from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
 from vhostuser.virtio.memory import GuestMemory, Mapping
-from vhostuser.wire.messages import MemoryTable, Message
+from vhostuser.wire.features import ProtocolFeature
+from vhostuser.wire.messages import U64, MemoryRegion, MemoryTable, Message, Payload, SingleRegion
 from vhostuser.wire.requests import FrontendRequest as R
+
+#: Regions that a connection can have. Other back-ends say the same, and QEMU refuses one that takes less on reconnect.
+MAX_MEM_SLOTS = 509
 
 
 @handles(R.SET_MEM_TABLE)
-async def _set_mem_table(connection: Connection, message: Message) -> None:
+async def _set_mem_table(connection: Connection, message: Message) -> Payload | None:
     assert isinstance(message.payload, MemoryTable)
-    connection.check_mapped(sum(region.memory_size for region in message.payload.regions))
+    memory = _map(connection, message.payload.regions, message.fds)
+    if connection.postcopy.listening:
+        _announce(connection, memory)
+        return MemoryTable(tuple(_moved(memory, region) for region in message.payload.regions))
+    await connection.adopt(memory)
+    await connection.start_waiting()
+    return None
+
+
+@handles(R.GET_MAX_MEM_SLOTS)
+async def _get_max_mem_slots(connection: Connection, message: Message) -> Payload:
+    return U64(MAX_MEM_SLOTS)
+
+
+@handles(R.ADD_MEM_REG)
+async def _add_mem_reg(connection: Connection, message: Message) -> Payload | None:
+    """Add a region. A started ring runs as soon as it finds all of its memory, which this region need not hold."""
+    assert isinstance(message.payload, SingleRegion)
+    present = (connection.postcopy.announced or connection.memory).mappings
+    if len(present) >= MAX_MEM_SLOTS:
+        raise StateError(f"ADD_MEM_REG: {len(present)} memory regions are known, the limit is {MAX_MEM_SLOTS}")
+    memory = _map(connection, (message.payload.region,), message.fds, present)
+    if connection.postcopy.listening:
+        _announce(connection, memory)
+        return SingleRegion(_moved(memory, message.payload.region))
+    await connection.adopt(memory)
+    await connection.start_waiting(patient=True)
+    return None
+
+
+@handles(R.REM_MEM_REG)
+async def _rem_mem_reg(connection: Connection, message: Message) -> None:
+    """Remove a region: the one with this place, this size and this front-end address. No ring may run in it."""
+    assert isinstance(message.payload, SingleRegion)
+    region = message.payload.region
+    told = region.guest_phys_addr, region.memory_size, _userspace_addr(connection, region)
+    for mapping in connection.memory.mappings:
+        if (mapping.guest_phys_addr, mapping.memory_size, mapping.userspace_addr) == told:
+            break
+    else:
+        raise PayloadError(f"REM_MEM_REG: there is no memory region {region}")
+    begin = mapping.userspace_addr
+    if rings := connection.rings_in(range(begin, begin + mapping.memory_size)):
+        raise StateError(f"REM_MEM_REG: vrings {rings} run in {mapping!r}")
+    await connection.adopt(GuestMemory(other for other in connection.memory.mappings if other is not mapping))
+
+
+def _map(
+    connection: Connection, regions: Sequence[MemoryRegion], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
+) -> GuestMemory:
+    """A table of regions that are mapped now, and of those that are `present`. Raises as `Mapping` and it do."""
+    connection.check_mapped(sum(m.memory_size for m in present) + sum(region.memory_size for region in regions))
     mappings: list[Mapping] = []
     try:
-        for region, fd in zip(message.payload.regions, message.fds, strict=True):
-            mappings.append(
-                Mapping(
-                    fd.fileno(),
-                    region.guest_phys_addr,
-                    region.memory_size,
-                    region.userspace_addr,
-                    region.mmap_offset,
-                )
-            )
-        memory = GuestMemory(mappings)
+        for region, fd in zip(regions, fds, strict=True):
+            told = region.guest_phys_addr, region.memory_size, _userspace_addr(connection, region)
+            mappings.append(Mapping(fd.fileno(), *told, region.mmap_offset))
+        return GuestMemory((*present, *mappings))
     except BaseException:
         for mapping in mappings:
             mapping.close()
         raise
-    # The answer follows only when no ring reads the old table any more, so the front-end may take its memory away.
-    await connection.adopt(memory)
-    for vring in connection.vrings:
-        if connection.session.vrings[vring.index].started and not vring.live:
-            await connection.refresh(vring.index)
+
+
+def _announce(connection: Connection, memory: GuestMemory) -> None:
+    """Keep a table for when the front-end will have acknowledged it; the one that was kept makes way."""
+    earlier = connection.postcopy.announced
+    try:
+        connection.postcopy.announce(memory, connection.memory)
+    except BaseException:
+        memory.close(connection.memory, *([earlier] if earlier else []))
+        raise
+    if earlier is not None:
+        earlier.close(connection.memory, memory)
+
+
+def _moved(memory: GuestMemory, region: MemoryRegion) -> MemoryRegion:
+    """A region with its address in this process in place of the front-end's."""
+    [address] = [m.host_address for m in memory.mappings if m.guest_phys_addr == region.guest_phys_addr]
+    return replace(region, userspace_addr=address)
+
+
+def _userspace_addr(connection: Connection, region: MemoryRegion) -> int:
+    """A region's begin in the terms of ring addresses: with GPA_ADDRESSES these are guest-physical ones."""
+    if ProtocolFeature.GPA_ADDRESSES in connection.session.protocol_features:
+        return region.guest_phys_addr
+    return region.userspace_addr

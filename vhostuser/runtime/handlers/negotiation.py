@@ -1,11 +1,10 @@
-"""Features, rings and the back-end's own channel: most of what the two sides agree on, the session keeps."""
+"""Features and rings: most of what the two sides agree on, the session keeps."""
 
 from __future__ import annotations
 
-from vhostuser.errors import FdError
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
-from vhostuser.transport.eventfds import FdKind, kind_of
+from vhostuser.runtime.handlers.rings import enable
 from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import U64, Message, Payload
 from vhostuser.wire.requests import FrontendRequest as R
@@ -29,33 +28,15 @@ async def _get_queue_num(connection: Connection, message: Message) -> Payload:
 
 @handles(R.SET_FEATURES)
 async def _set_features(connection: Connection, message: Message) -> None:
-    """The session keeps them. Only LOG_ALL may change while rings run, and has to follow then."""
+    """The session keeps them. What rings that run have to follow: LOG_ALL, and that all are enabled without bit 30."""
     assert isinstance(message.payload, U64)
-    await connection.logging.switch(bool(message.payload.value & VhostFeature.LOG_ALL))
+    features = message.payload.value
+    await connection.logging.switch(bool(features & VhostFeature.LOG_ALL))
+    if not features & VhostFeature.PROTOCOL_FEATURES:
+        for vring in connection.vrings:
+            await enable(connection, vring)
 
 
 @handles(R.SET_PROTOCOL_FEATURES, R.SET_OWNER)
 async def _nothing_else_to_do(connection: Connection, message: Message) -> None:
     """The session takes it over from the outcome."""
-
-
-@handles(R.RESET_OWNER)
-async def _reset(connection: Connection, message: Message) -> None:
-    for vring in connection.vrings:
-        await connection.stop(vring.index)
-    await connection.logging.reset()
-
-
-@handles(R.SET_BACKEND_REQ_FD)
-async def _set_backend_req_fd(connection: Connection, message: Message) -> None:
-    fd = message.fds.take()
-    try:
-        if (kind := kind_of(fd.fileno())) is not FdKind.SOCKET:
-            raise FdError(f"SET_BACKEND_REQ_FD: a socket is needed, not a descriptor of kind {kind}")
-        connection.check_foreign(fd, message.name)
-    except FdError:
-        fd.close()
-        raise
-    if connection.backend_req is not None:
-        connection.backend_req.close()
-    connection.backend_req = fd

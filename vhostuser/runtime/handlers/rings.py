@@ -35,10 +35,8 @@ async def _get_vring_base(connection: Connection, message: Message) -> Payload:
 
 @handles(R.SET_VRING_ENABLE)
 async def _set_vring_enable(connection: Connection, message: Message) -> None:
-    vring, enable = _state(connection, message)
-    if vring.live:
-        ring = connection.ring(vring.index)
-        await connection.group(vring.index).call(lambda: setattr(ring, "enabled", bool(enable)))
+    vring, enabled = _state(connection, message)
+    await enable(connection, vring, bool(enabled))
 
 
 @handles(R.SET_VRING_ADDR)
@@ -79,6 +77,13 @@ async def _set_vring_call(connection: Connection, message: Message) -> None:
 async def _set_vring_err(connection: Connection, message: Message) -> None:
     vring, fd = _notifier(connection, message)
     await _replace(connection, vring, "err", fd)
+
+
+async def enable(connection: Connection, vring: Vring, enabled: bool = True) -> None:
+    """Have a live ring's thread process it, or not; one that is not live learns it when it starts."""
+    if vring.live:
+        ring = connection.ring(vring.index)
+        await connection.group(vring.index).call(lambda: setattr(ring, "enabled", enabled))
 
 
 async def _replace(connection: Connection, vring: Vring, name: str, fd: OwnedFd | None) -> None:

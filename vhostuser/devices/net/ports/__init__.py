@@ -7,6 +7,7 @@ packet.
 import os
 from typing import Protocol
 
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.privileges import Capability
 
@@ -22,7 +23,7 @@ class Port(Protocol):
         name: for messages.
         queues: how many queue pairs it has a descriptor for.
         unsupported: network features that the port cannot do.
-        batching: whether it is never full, so that packets may be written in batches without overtaking each other.
+        batching: how packets can be moved in batches without overtaking each other or being lost.
         capabilities: what setting the MTU needs.
         header_size: bytes of virtio_net_hdr before each packet here, since it was configured. A port that does not know
             num_buffers has 10 although the driver has 12.
@@ -31,7 +32,7 @@ class Port(Protocol):
     name: str
     queues: int
     unsupported: NetFeature
-    batching: bool
+    batching: Batching
     capabilities: Capability
     header_size: int
 
@@ -48,7 +49,7 @@ class Port(Protocol):
         """Show the host whether a driver is there."""
 
     def set_mtu(self, mtu: int) -> None:
-        """Set the MTU in bytes."""
+        """Set the MTU in bytes, or see that it fits where the interface is not ours. Raises PortError."""
 
     def close(self) -> None:
         """Close the port."""

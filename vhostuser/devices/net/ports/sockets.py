@@ -16,6 +16,7 @@ import socket
 import struct
 from contextlib import suppress
 
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports import discard
 from vhostuser.errors import PortError
@@ -35,7 +36,7 @@ class SocketPort:
     """
 
     unsupported = NetFeature(0)
-    batching = False
+    batching = Batching.DATAGRAMS
     capabilities = NOTHING
 
     def __init__(self, name: str, sockets: list[socket.socket]) -> None:
@@ -46,14 +47,14 @@ class SocketPort:
         self._sockets = sockets
         for sock in sockets:
             sock.setblocking(False)
-            _make_room(sock)
+            make_room(sock)
 
     def fileno(self, pair: int = 0) -> int:
         """The socket of a queue pair."""
         return self._sockets[pair].fileno()
 
     def attach(self, pair: int, attached: bool) -> None:
-        """Sockets are read when their receive ring runs, and wait otherwise."""
+        """What a pair gets waits until its receive ring runs."""
 
     def configure(self, features: int, header_size: int) -> None:
         """Get ready for a driver: nothing is left over from before."""
@@ -86,15 +87,12 @@ class Loop(SocketPort):
 class Null(SocketPort):
     """What the guest sends is gone, and nothing ever comes."""
 
-    batching = True
-
     def __init__(self, queues: int = 1) -> None:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(queues)]
         super().__init__("null", [ours for ours, _ in pairs])
         self._ends = [end for _, end in pairs]
-        code = ctypes.create_string_buffer(_KEEP_NOTHING, len(_KEEP_NOTHING))
         for end in self._ends:
-            end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("H6xQ", 1, ctypes.addressof(code)))
+            keep_nothing(end)
 
     def close(self) -> None:
         """Close both ends of each pair."""
@@ -115,7 +113,14 @@ def _to_itself() -> socket.socket:
     return sock
 
 
-def _make_room(sock: socket.socket) -> None:
+def keep_nothing(sock: socket.socket) -> None:
+    """Have the kernel throw away whatever a socket would receive."""
+    code = ctypes.create_string_buffer(_KEEP_NOTHING, len(_KEEP_NOTHING))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("H6xQ", 1, ctypes.addressof(code)))
+
+
+def make_room(sock: socket.socket) -> None:
+    """Give a socket buffers of ``BUFFER`` bytes, or of as many as the host allows."""
     for name, forced in ((socket.SO_SNDBUF, SO_SNDBUFFORCE), (socket.SO_RCVBUF, SO_RCVBUFFORCE)):
         sock.setsockopt(socket.SOL_SOCKET, name, BUFFER)  # up to the limit of net.core
         with suppress(PermissionError):

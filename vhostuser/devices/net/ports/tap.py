@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports import discard
 from vhostuser.devices.net.ports.link import set_link
@@ -67,7 +68,7 @@ class Tap:
         name: the interface's name.
         queues: how many queue pairs it serves: one with each queue.
         unsupported: network features that this kernel's tap cannot do.
-        batching: whether the queue takes all that is written to it, as it does unless somebody limited it.
+        batching: by io_uring if the queue takes all that is written to it, as it does unless somebody limited it.
         capabilities: what setting the MTU needs.
         header_size: bytes of virtio_net_hdr before each packet.
     """
@@ -97,7 +98,7 @@ class Tap:
             self._switch(pair, pair == 0)
         self.unsupported = NetFeature(0) if self._set_offloads(0x7F) else _USO  # before Linux 6.2
         self._set_offloads(0)
-        self.batching = self._never_full()
+        self.batching = Batching.URING if self._never_full() else Batching.NONE
 
     def fileno(self, pair: int = 0) -> int:
         """The descriptor of a pair's queue. It can be written to while the queue is detached, too."""

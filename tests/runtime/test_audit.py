@@ -1,0 +1,74 @@
+"""The audit of the dirty log: it is content with us, and finds every fault that is put into a copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vhostuser
+from tests.runtime import audited
+
+ROOT = Path(audited.__file__).resolve().parent.parent.parent
+PACKAGE = Path(vhostuser.__file__).resolve().parent
+
+#: What is not logged any more: where that happens, the module, and the line that is taken out or replaced.
+FAULTS = {
+    "payload": ("split", "ring", "            self.log_chain(i, self.written[i])", "            pass"),
+    "num_buffers": (
+        "split",
+        "ring",
+        "            self.log.buffer(self.iov[2 * k], part)",
+        "            if k > self.first[i]: self.log.buffer(self.iov[2 * k], part)",
+    ),
+    "used element": ("split", "split", "            self.log_entries(count)", "            pass"),
+    "used idx": ("split", "split", "            self.log.device_area(2, 2)", "            pass"),
+    "avail_event": (
+        "split",
+        "split",
+        "            self.log.device_area(4 + 8 * self.num if self.event_idx else 0, 2)",
+        "            pass",
+    ),
+    "packed descriptor": ("packed", "dirty", "            self.mark(self.desc + offset, length)", "            pass"),
+    "device event": ("packed", "dirty", "            self.mark(self.device + offset, length)", "            pass"),
+    "rng buffer": ("rng", "ring", "            self.log_chain(i, self.written[i])", "            pass"),
+}
+
+
+@pytest.mark.proves("VU-LOG-16")
+@pytest.mark.parametrize("kind", ["split", "packed", "rng"])
+async def test_nothing_is_missed(kind: str) -> None:
+    pages, lines = await audited.scenario(kind)
+    assert lines == []
+    assert len(set(pages.values())) == len(pages)
+
+
+@pytest.mark.proves("VU-LOG-16")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_page_that_is_not_logged_is_named(fault: str, tmp_path: Path) -> None:
+    kind, module, line, instead = FAULTS[fault]
+    shutil.copytree(PACKAGE, tmp_path / "vhostuser", ignore=shutil.ignore_patterns("*.so", "*.c"))
+    source = tmp_path / "vhostuser" / "virtio" / f"{module}.py"
+    text = source.read_text()
+    assert text.count(line + "\n") == 1
+    source.write_text(text.replace(line + "\n", instead + "\n"))
+    ran = subprocess.run(
+        [sys.executable, audited.__file__, kind],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "VHOSTUSER_EDITION": "interpreted"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    named = " ".join(told["lines"])
+    assert f"{told['pages'][fault]:#x}" in named, ran.stdout
+    spared = {"payload": {"num_buffers"}}.get(fault, set())
+    for name, page in told["pages"].items():
+        if name != fault and name not in spared:
+            assert f"{page:#x}" not in named, f"{name}: {ran.stdout}"
