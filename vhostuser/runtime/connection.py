@@ -43,7 +43,7 @@ from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
 from vhostuser.runtime.vring import AREAS, Vring, areas
 from vhostuser.session.backend import BackendSession, Done, Failed, Outcome
-from vhostuser.session.vrings import check_packed_base
+from vhostuser.session.vrings import check_packed_base, check_ring
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
@@ -188,16 +188,16 @@ class Connection:
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
-    async def _end_postcopy_with_front_end(self) -> None:
-        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
-        await self._channel.wait_hangup()
-        self.postcopy.end()
-
     def check_mapped(self, size: int) -> None:
         """Raise PayloadError for a memory table, or a log, of more bytes than a connection may map."""
         limit = self._channel.limits.mapped_bytes
         if size > limit:
             raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
+
+    async def _end_postcopy_with_front_end(self) -> None:
+        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
+        await self._channel.wait_hangup()
+        self.postcopy.end()
 
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
@@ -310,18 +310,20 @@ class Connection:
 
         Raises:
             MemoryAccessError: its addresses are not in the memory table.
-            PayloadError: its position is not in the ring.
+            PayloadError: its size, position or addresses are not those of a ring of this layout.
             PortError: the device's host side refuses what the driver negotiated, or has no descriptors left.
         """
         vring = self.vrings[index]
         if vring.addr is None or not vring.num or not self.memory.mappings:
             return
+        if not vring.live:
+            packed = bool(self.session.features & VhostFeature.RING_PACKED)
+            check_ring(index, vring.num, vring.base, vring.addr, packed)
         self.check_addresses(index, vring.num, vring.addr)
         if vring.live:
             ring = self.ring(index)
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
-        self.check_base(index, vring.num, vring.base)
         number, place = self._place(index)
         live = self._groups.get(number) or self._open_group(number)
         ring = live.group.pump.rings[place]
