@@ -1,7 +1,5 @@
 """What the program keeps after it has opened everything, and that all it does later works with that."""
 
-
-
 from __future__ import annotations
 
 import os

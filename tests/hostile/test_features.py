@@ -82,6 +82,24 @@ def descriptors(kind: str) -> tuple[int, ...]:
     return (os.open("/proc/self/status", os.O_RDONLY),)
 
 
+@pytest.mark.parametrize("status", [pytest.param(n, id=f"S3-status-{n:#x}") for n in (0x100, 1 << 32 | 1, 1 << 63)])
+async def test_a_status_that_cannot_be(victim: Victim, status: int) -> None:
+    async with await victim.connect() as front_end:
+        await front_end.negotiate(DRIVER_FEATURES, ProtocolFeature.REPLY_ACK | ProtocolFeature.STATUS)
+        await accepted(front_end, ask(R.SET_STATUS, U64(0xB)))
+        await refused(front_end, ask(R.SET_STATUS, U64(status)))
+        assert await front_end.request(R.GET_STATUS) == U64(0xB)
+
+
+@pytest.mark.parametrize("case", [pytest.param(None, id="S3-backwards")])
+async def test_a_status_that_goes_backwards_is_followed(victim: Victim, case: None) -> None:
+    async with await victim.connect() as front_end:
+        await front_end.negotiate(DRIVER_FEATURES, ProtocolFeature.REPLY_ACK | ProtocolFeature.STATUS)
+        for status in (0xF, 0x3, 0x1, 0x8F, 0x40, 0):
+            await accepted(front_end, ask(R.SET_STATUS, U64(status)))
+            assert await front_end.request(R.GET_STATUS) == U64(status)
+
+
 # ---- L: the dirty log ------------------------------------------------------------------------------------------------
 
 LOG_SIZE = 1 << 20  # bytes: enough for the memory of these tests
@@ -136,11 +154,12 @@ async def test_a_used_ring_whose_place_in_the_log_is_far_out(
             await exchange(victim, driver)
 
 
-
 @pytest.mark.parametrize("fds", [pytest.param(0, id="L3-without-a-log"), pytest.param(1, id="L3-with-one")])
-async def test_a_log_that_was_not_agreed_on(attacker: FrontEnd, fds: int) -> None:
-    with borrowed(log_file()) as (fd,):
-        await refused(attacker, ask(R.SET_LOG_BASE, Log(LOG_SIZE, 0), [fd] * fds))
+async def test_a_log_that_was_not_agreed_on(victim: Victim, fds: int) -> None:
+    async with await victim.connect() as front_end:
+        await front_end.negotiate(DRIVER_FEATURES, ProtocolFeature.REPLY_ACK)
+        with borrowed(log_file()) as (fd,):
+            await refused(front_end, ask(R.SET_LOG_BASE, Log(LOG_SIZE, 0), [fd] * fds))
 
 
 @pytest.mark.parametrize("kind", [pytest.param(name, id=f"L4-{name}") for name in ("memfd", "file")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from vhostuser.errors import ConnectionClosedError
 from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.iommu import IOVA_BASE, PAGE, Iommu, IommuRam
-from vhostuser.frontend.memory import MIB
+from vhostuser.frontend.memory import MIB, RamRegion
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.layout import IOMMU_READ, IOMMU_WRITE
 from vhostuser.wire.codec import encode_ack
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
-from vhostuser.wire.messages import U64, Iotlb, IotlbType, Log
+from vhostuser.wire.messages import U64, Iotlb, IotlbType, Log, MemoryRegion, SingleRegion
 from vhostuser.wire.requests import FrontendRequest
 
 R = FrontendRequest
@@ -55,13 +55,17 @@ async def victim(tmp_path: Path, interrupts: None) -> AsyncIterator[Victim]:
 
 @asynccontextmanager
 async def guarded(
-    victim: Victim, packed: bool = False, granule: int = PAGE, serve: bool = True
+    victim: Victim,
+    packed: bool = False,
+    granule: int = PAGE,
+    serve: bool = True,
+    protocol_features: ProtocolFeature = PROTOCOL,
 ) -> AsyncIterator[Guarded]:
     with IommuRam() as memory:
         async with await victim.connect() as front_end, trio.open_nursery() as nursery:
             with trio.fail_after(DEADLINE):
                 features = FEATURES | NetFeature.RING_PACKED * packed
-                await front_end.negotiate(features, PROTOCOL)
+                await front_end.negotiate(features, protocol_features)
                 assert front_end.features & NetFeature.ACCESS_PLATFORM
                 await front_end.open_backend_channel()
                 iommu = Iommu(front_end, memory, granule)
@@ -81,6 +85,19 @@ async def test_packets_by_iova(victim: Victim, packed: bool) -> None:
         asked = [iova // PAGE for iova, _ in session.iommu.misses]
         assert session.driver.rx.desc_addr // PAGE in asked
         assert len(asked) == len(set(asked)), "each page was asked for once"
+
+
+@pytest.mark.proves("VU-SLOT-3")
+async def test_a_region_where_ring_addresses_only_seem_to_be(victim: Victim) -> None:
+    """They are IOVAs; a front-end address may be the same number, and its region can go."""
+    slots = PROTOCOL | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    async with guarded(victim, protocol_features=slots) as session:
+        await exchange(victim, session.driver, 3)
+        region = SingleRegion(MemoryRegion(1 << 50, PAGE, session.driver.tx.desc_addr & -PAGE, 0))
+        with closing(RamRegion(0, PAGE)) as ram:
+            await session.front_end.request(R.ADD_MEM_REG, region, [ram.fd.fileno()])
+        await session.front_end.request(R.REM_MEM_REG, region)
+        await exchange(victim, session.driver, 3)
 
 
 @pytest.mark.proves("VU-IOTLB-3")

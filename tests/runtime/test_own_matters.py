@@ -24,8 +24,8 @@ from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import DriverRing
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.runtime.complaints import Complaints
-from vhostuser.runtime.connection import offer_of
 from vhostuser.runtime.front_end_calls import FrontEndCalls
+from vhostuser.runtime.offer import offer_of
 from vhostuser.runtime.serve import Server
 from vhostuser.runtime.state_transfer import STATE_TIMEOUT, StateTransfer, TransferDirection
 from vhostuser.session.backend import BackendSession

@@ -142,24 +142,41 @@ def main() -> None:
 
 @main.command("net", cls=_NetCommand)
 @_common_options
-@click.option("--tap", metavar="NAME|/dev/tapN|fd:N,...", multiple=True,
-              help="The host side: a tap's name, a macvtap, or a tap's open queues, one for each queue pair.")
+@click.option(
+    "--tap",
+    metavar="NAME|/dev/tapN|fd:N,...",
+    multiple=True,
+    help="The host side: a tap's name, a macvtap, or a tap's open queues, one for each queue pair.",
+)
 @click.option("--packet", metavar="IFACE", help="The host side: an interface, such as one end of a veth.")
 @click.option("--loop", is_flag=True, help="No host side: what the guest sends comes back to it.")
 @click.option("--null", is_flag=True, help="No host side: what the guest sends is gone.")
-@click.option("--queues", type=click.IntRange(1, MAX_PAIRS), metavar="N",
-              help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, MAX_PAIRS),
+    metavar="N",
+    help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.",
+)
 @click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the port's MTU and offer it.")
 @click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
-@click.option("--io-uring", type=click.Choice([choice.value for choice in IoUring]), default="auto", show_default=True,
-              help="Packets in batches: where possible, always (or do not start), or one system call a packet.")
-@click.option("--poll-us", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="N",
-              help="Go on looking for packets for N microseconds after the last one, then sleep.")
+@click.option(
+    "--io-uring",
+    type=click.Choice([choice.value for choice in IoUring]),
+    default="auto",
+    show_default=True,
+    help="Packets in batches: where possible, always (or do not start), or one system call a packet.",
+)
+@click.option(
+    "--poll-us",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Go on looking for packets for N microseconds after the last one, then sleep.",
+)
 @click.option("--print-capabilities", is_flag=True, expose_value=False,
               help="Print what QEMU's conventions ask for, as JSON, and exit.")  # fmt: skip
-def net(
-    mtu: int | None, features: tuple[int, int], io_uring: str, poll_us: int, **ports: Any
-) -> Callable[[], Device]:
+def net(mtu: int | None, features: tuple[int, int], io_uring: str, poll_us: int, **ports: Any) -> Callable[[], Device]:
     """A network device on a tap, on another interface, or on none.
 
     Example: vhost-user-net --socket-path=/run/vm1.sock --tap vm1
@@ -181,9 +198,7 @@ def net(
     return make
 
 
-def _port(
-    tap: tuple[str, ...], packet: str | None, loop: bool, null: bool, queues: int | None
-) -> Callable[[], Port]:
+def _port(tap: tuple[str, ...], packet: str | None, loop: bool, null: bool, queues: int | None) -> Callable[[], Port]:
     """What opens the one port that is asked for."""
     if sum((bool(tap), packet is not None, loop, null)) != 1:
         raise click.UsageError("exactly one of --tap, --packet, --loop and --null is needed")

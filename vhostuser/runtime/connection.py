@@ -38,10 +38,12 @@ from vhostuser.runtime.groups import Group, GroupEndedError
 from vhostuser.runtime.inband import InBand
 from vhostuser.runtime.inflight import InflightRegion
 from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.offer import offer_of
 from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
-from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
-from vhostuser.session.vrings import check_packed_base
+from vhostuser.runtime.vring import AREAS, Vring, areas
+from vhostuser.session.backend import BackendSession, Done, Failed, Outcome
+from vhostuser.session.vrings import check_packed_base, check_ring
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
@@ -51,7 +53,7 @@ from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
 from vhostuser.virtio.rings import area_sizes
 from vhostuser.wire.codec import decode, describe, undecoded
-from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.frames import Frame
 from vhostuser.wire.messages import Message, Payload, VringAddr
 from vhostuser.wire.requests import Direction
@@ -64,44 +66,6 @@ Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
 DRAIN_LIMIT = 10.0  # seconds for a device to complete what it has in flight when its ring shall stop
 
-#: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = (
-    ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.LOG_SHMFD
-    | ProtocolFeature.INFLIGHT_SHMFD
-    | ProtocolFeature.GET_VRING_BASE_INFLIGHT
-    | ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-    | ProtocolFeature.GPA_ADDRESSES
-    | ProtocolFeature.INBAND_NOTIFICATIONS
-)
-
-
-@dataclass
-class Vring:
-    """What the front-end told us of one vring. `polled`: not to be kicked; `live`: it runs in its group's thread."""
-
-    index: int
-    num: int = 0
-    base: int = 0
-    addr: VringAddr | None = None
-    kick: OwnedFd | None = None
-    call: OwnedFd | None = None
-    err: OwnedFd | None = None
-    polled: bool = False
-    live: bool = False
-
-    def close(self, *names: str) -> None:
-        """Close and forget some of the descriptors."""
-        for name in names:
-            fd = getattr(self, name)
-            setattr(self, name, None)
-            if fd is not None:
-                fd.close()
-
 
 @dataclass
 class LiveGroup:
@@ -112,28 +76,6 @@ class LiveGroup:
     fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
-
-
-def offer_of(device: Device, postcopy: bool = False) -> Offer:
-    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
-    protocol = PROTOCOL_FEATURES
-    if postcopy:
-        protocol |= ProtocolFeature.PAGEFAULT
-    if device.mtu_settable:
-        protocol |= ProtocolFeature.NET_MTU
-    if len(device.groups) > 1:
-        protocol |= ProtocolFeature.MQ
-    if device.announces:
-        protocol |= ProtocolFeature.RARP
-    if device.has_config:
-        protocol |= ProtocolFeature.CONFIG
-    if device.max_state:
-        protocol |= ProtocolFeature.DEVICE_STATE
-    if device.shares_objects:
-        protocol |= ProtocolFeature.SHARED_OBJECT
-    if device.shmem_regions:
-        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
-    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
 class Connection:
@@ -209,7 +151,7 @@ class Connection:
                     self.postcopy.end()
                     nursery.cancel_scope.cancel()
                     self.device.front_end = None
-                    self._tell_device()
+                    self._tell_device(self._running_rings())
         finally:
             self._release()
 
@@ -246,15 +188,16 @@ class Connection:
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
-    async def _end_postcopy_with_front_end(self) -> None:
-        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
-        await self._channel.wait_hangup()
-        self.postcopy.end()
     def check_mapped(self, size: int) -> None:
         """Raise PayloadError for a memory table, or a log, of more bytes than a connection may map."""
         limit = self._channel.limits.mapped_bytes
         if size > limit:
             raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
+
+    async def _end_postcopy_with_front_end(self) -> None:
+        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
+        await self._channel.wait_hangup()
+        self.postcopy.end()
 
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
@@ -270,7 +213,7 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
-            self._tell_device()
+            self._tell_device(self._running_rings())
             self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
@@ -300,19 +243,20 @@ class Connection:
         the moment, what it sent by the others before would be overtaken there. So a ring that was enabled by a request,
         not by default, counts as long as any ring is live.
         """
-        over = self._nursery is None or self._nursery.cancel_scope.cancel_called
-        if over or not any(vring.live for vring in self.vrings):
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
             return set()
-        by_request = self.session.features & VhostFeature.PROTOCOL_FEATURES
-        return {
-            vring.index
-            for vring, status in zip(self.vrings, self.session.vrings, strict=True)
-            if status.enabled and (not self.ring(vring.index).fault if vring.live else by_request)
-        }
+        live = {vring.index for vring in self.vrings if vring.live}
+        processed = {index for index in live if self.session.vrings[index].enabled and not self.ring(index).fault}
+        return processed | (self._enabled_by_request() - live if live else set())
 
-    def _tell_device(self) -> None:
+    def _enabled_by_request(self) -> set[int]:
+        """The rings that a request enabled; where protocol features were not negotiated that is done by default."""
+        if not self.session.features & VhostFeature.PROTOCOL_FEATURES:
+            return set()
+        return {index for index, status in enumerate(self.session.vrings) if status.enabled}
+
+    def _tell_device(self, running: set[int]) -> None:
         """Tell the device which rings began to run, and which do not any more."""
-        running = self._running_rings()
         for index in sorted(self._running ^ running):
             self.device.ring_running(index, index in running)
         self._running = running
@@ -347,7 +291,9 @@ class Connection:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
     def rings_in(self, addresses: range) -> list[int]:
-        """The live rings of which some part begins there."""
+        """The live rings of which some part begins there; behind an IOMMU none, their addresses are others."""
+        if self.session.features & VhostFeature.ACCESS_PLATFORM:
+            return []
         placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
         return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
 
@@ -365,18 +311,20 @@ class Connection:
 
         Raises:
             MemoryAccessError: its addresses are not in the memory table.
-            PayloadError: its position is not in the ring.
+            PayloadError: its size, position or addresses are not those of a ring of this layout.
             PortError: the device's host side refuses what the driver negotiated, or has no descriptors left.
         """
         vring = self.vrings[index]
         if vring.addr is None or not vring.num or not self.memory.mappings:
             return
+        if not vring.live:
+            packed = bool(self.session.features & VhostFeature.RING_PACKED)
+            check_ring(index, vring.num, vring.base, vring.addr, packed)
         self.check_addresses(index, vring.num, vring.addr)
         if vring.live:
             ring = self.ring(index)
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
-        self.check_base(index, vring.num, vring.base)
         number, place = self._place(index)
         live = self._groups.get(number) or self._open_group(number)
         ring = live.group.pump.rings[place]
@@ -476,6 +424,7 @@ class Connection:
         assert self._nursery is not None
         features = self.session.features & ~int(VhostFeature.LOG_ALL)  # no driver acknowledges that
         if not self._groups:
+            self._tell_device(self._enabled_by_request())  # first: the carrier of a driver that is there brings packets
             self.device.driver_started(features)
         try:
             pump = self.device.pump(number, features)
@@ -519,7 +468,7 @@ class Connection:
         while True:
             await live.fault.wait()
             live.fault = trio.Event()
-            self._tell_device()
+            self._tell_device(self._running_rings())
 
     async def _serve(self, queue: Queue) -> None:
         """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
@@ -541,7 +490,6 @@ class Connection:
             if memory is not None:
                 memory.close()
         self.inflight.close()
-
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
@@ -585,14 +533,6 @@ class Connection:
                 except VhostUserError:
                     lost.append(ring.index)
         return lost
-
-
-AREAS = ("descriptor", "available", "used")
-
-
-def areas(addr: VringAddr) -> tuple[int, int, int]:
-    """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
-    return addr.descriptor, addr.available, addr.used
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:

@@ -9,19 +9,16 @@ any eventfd.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import trio
 
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.backend_channel import BackendChannel
+from vhostuser.runtime.vring import Vring
 from vhostuser.session.backend import BackendSession
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import VringState
 from vhostuser.wire.requests import BackendRequest
-
-if TYPE_CHECKING:
-    from vhostuser.runtime.connection import Vring
 
 _MESSAGES = {"call": BackendRequest.VRING_CALL, "err": BackendRequest.VRING_ERR}
 

@@ -450,6 +450,7 @@ class Ring:
             self.log.buffer(self.iov[2 * k], part)
             size -= part
             k += 1
+
     def missed(self, address: cython.ulonglong, length: cython.ulonglong, writable: cython.bint) -> cython.int:
         """A buffer is not all translated for this use: ``PARK``, or ``DROP`` where only the other use is allowed."""
         iova: cython.ulonglong

@@ -6,8 +6,9 @@ from functools import partial
 
 from vhostuser.errors import FdError, PayloadError
 from vhostuser.fds import OwnedFd
-from vhostuser.runtime.connection import Connection, Vring, areas
+from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
+from vhostuser.runtime.vring import Vring, areas
 from vhostuser.transport.eventfds import check_notifier
 from vhostuser.wire.messages import Message, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest as R
