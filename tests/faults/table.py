@@ -250,12 +250,28 @@ FAULTS = [
         "runtime/connection.py",
         (
             (
-                "            vring.base = await self.group(index).call(ring.stop)",
+                "            vring.base = await self.group(index).call(lambda: ring.stop(keep))",
                 "            vring.base = ring.position()\n            await self.group(index).call(ring.stop)",
             ),
         ),
         "runtime/test_connection.py::test_what_a_stopped_ring_took_it_has_used",
         "assert .*== ",
+    ),
+    Fault(
+        "GET_VRING_BASE does not wait for requests in flight",
+        "VU-VRING-BASE-1",
+        "runtime/handlers/inflight.py",
+        (("    if waits:\n", "    if False:\n"),),
+        "runtime/test_inflight.py::test_a_stop_waits_for_what_is_in_flight",
+        "assert not True|GroupEndedError|is no longer the device's",
+    ),
+    Fault(
+        "an inflight region may have one more queue than there are rings",
+        "VU-INFLIGHT-2",
+        "runtime/inflight.py",
+        (("1 <= told.num_queues <= self._num_rings:", "1 <= told.num_queues <= self._num_rings + 1:"),),
+        "runtime/test_inflight.py::test_a_region_for_what_there_is_not_is_refused",
+        "DID NOT RAISE .*RefusedError",
     ),
     Fault(
         "the third front-end is never served",

@@ -34,6 +34,7 @@ from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports import discard
 from vhostuser.devices.net.ports.sockets import Loop
 from vhostuser.devices.net.pump import NetPump
+from vhostuser.errors import PayloadError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.layout import WORK
@@ -153,7 +154,15 @@ class WildDevice:
         ring.set_call(self.notifiers[1])
         ring.set_err(self.notifiers[2])
         base = self.random.randrange(NUM)
-        ring.start(base | self.random.choice((0, 1 << 15)) if self.packed else base)
+        if not self.packed:
+            ring.start(base)
+            return
+        # every slot available to one lap or the other, so that none contradicts the position but what is written over
+        self.ram.write(areas[0], struct.pack("<QIHH", 0, 0, 0, AVAIL) * NUM)
+        try:
+            ring.start(base | self.random.choice((0, 1 << 15)))
+        except PayloadError:
+            self.faults["the ring's slots contradict its position"] += 1
 
     def _lay_out(self, ring: Ring, areas: tuple[int, int, int]) -> None:
         position = ring.position()
