@@ -44,6 +44,8 @@ class Capability(IntFlag):
     """To connect to a socket that is another user's."""
     NET_ADMIN = 1 << 12
     """To set an interface's MTU."""
+    NET_RAW = 1 << 13
+    """To open packet sockets: one that shall not receive any more gives its place to a new one."""
 
     def __str__(self) -> str:
         return ", ".join(f"CAP_{bit.name}" for bit in Capability if bit & self) or "no capability"

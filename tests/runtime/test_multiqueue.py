@@ -49,7 +49,7 @@ class SeveralPorts:
         self.queues = queues
         self.unsupported = NetFeature(0)
         self.batching = Batching.NONE
-        self.capabilities = NOTHING
+        self.capabilities = self.mtu_capabilities = NOTHING
 
     @property
     def header_size(self) -> int:

@@ -13,7 +13,6 @@ from vhostuser.devices.net.ports import Port, discard
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.devices.net.uring import check_uring
 from vhostuser.errors import PortError
-from vhostuser.privileges import NOTHING
 from vhostuser.virtio.features import SUPPORTED as RING_FEATURES
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.pump import Pump
@@ -71,8 +70,9 @@ class NetDevice(Device):
             wanted |= net.NetFeature.MQ
         # int: the complement of an IntFlag lacks the bits above its highest member
         self.features = net.consistent(wanted & ~int(port.unsupported) & ~remove)
-        # NET_SET_MTU is for a front-end whose driver is told of the MTU
-        self.capabilities = port.capabilities if self.features & net.NetFeature.MTU else NOTHING
+        self.capabilities = port.capabilities
+        if self.features & net.NetFeature.MTU:  # else there is no NET_SET_MTU
+            self.capabilities |= port.mtu_capabilities
         self._accepted: int | None = None  # by the driver, while there is one
         self._mtu: int | None = None
         self._receiving: set[int] = set()  # pairs

@@ -24,7 +24,8 @@ class Port(Protocol):
         queues: how many queue pairs it has a descriptor for.
         unsupported: network features that the port cannot do.
         batching: how packets can be moved in batches without overtaking each other or being lost.
-        capabilities: what setting the MTU needs.
+        capabilities: what it needs of the process after it was opened.
+        mtu_capabilities: what it needs besides if its MTU can be set.
         header_size: bytes of virtio_net_hdr before each packet here, since it was configured. A port that does not know
             num_buffers has 10 although the driver has 12.
     """
@@ -34,6 +35,7 @@ class Port(Protocol):
     unsupported: NetFeature
     batching: Batching
     capabilities: Capability
+    mtu_capabilities: Capability
     header_size: int
 
     def fileno(self, pair: int = 0) -> int:

@@ -44,7 +44,7 @@ _ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 class Packet(SocketPort):
     """Packet sockets on one interface. Several share what arrives, by flow."""
 
-    capabilities = Capability.NET_ADMIN
+    capabilities = Capability.NET_RAW
 
     def __init__(self, interface: str, queues: int = 1) -> None:
         """Open a socket for each queue pair. They receive nothing before they are attached.

@@ -32,12 +32,12 @@ class SocketPort:
     """A port of non-blocking sockets, one for each queue pair.
 
     Attributes:
-        name, queues, unsupported, batching, capabilities, header_size: see :class:`~vhostuser.devices.net.ports.Port`.
+        name, queues, unsupported, batching, capabilities, mtu_capabilities, header_size: see :class:`~vhostuser.devices.net.ports.Port`.
     """
 
     unsupported = NetFeature(0)
     batching = Batching.DATAGRAMS
-    capabilities = NOTHING
+    capabilities = mtu_capabilities = NOTHING
 
     def __init__(self, name: str, sockets: list[socket.socket]) -> None:
         """Take over the sockets, and give them room."""
