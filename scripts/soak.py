@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from tests.rig import acceptance, debian, wild_rings
+from tests.rig import acceptance, debian, kills, wild_rings
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.datapath import Plan
@@ -30,6 +30,7 @@ from tests.rig.datapath import datapath as run_datapath
 from tests.rig.flood import flood_without_buffers
 from tests.rig.image import guest_image
 from tests.rig.matrix import matrix as run_matrix
+from tests.rig.migration import against_dpdk
 from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
@@ -66,6 +67,16 @@ def reconnect() -> dict[str, Any]:
         "back-end killed and restarted": acceptance.restart_back_end(image, cycles=100),
         "front-ends come and go": acceptance.restart_front_end(cycles=100),
         "listening front-end killed and restarted": acceptance.restart_listening_front_end(image, cycles=100),
+    }
+
+
+def kill(cycles: int = 50) -> dict[str, Any]:
+    """The back-end, then QEMU, killed fifty times in the middle of checked traffic; and a packed ring's back-end."""
+    image = guest_image()
+    return {
+        "back-end killed": kills.kill_back_ends(image, cycles=cycles),
+        "back-end of a packed ring killed": kills.kill_back_end_of_packed_ring(image),
+        "QEMU killed": kills.kill_qemus(image, cycles=cycles),
     }
 
 
@@ -115,6 +126,11 @@ def neighbours(seconds: float = 20) -> dict[str, Any]:
     return {layout: run_neighbours(seconds, layout) for layout in ("split", "packed")}
 
 
+def migration() -> dict[str, Any]:
+    """A guest migrates there and back twenty times under traffic both ways, over this back-end and over DPDK's."""
+    return against_dpdk(guest_image(), round_trips=20)
+
+
 def fences() -> dict[str, Any]:
     """A driver and a device in two processes: a million sleeps and wake-ups, and what is lost without a fence."""
     results: dict[str, Any] = {}
@@ -149,12 +165,14 @@ def hostile(seed: int = 1) -> dict[str, Any]:
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
     "hostile": hostile,
+    "kill": kill,
     "hotplug": hotplug,
     "idle": idle,
     "flood": flood,
     "traffic": traffic,
     "datapath": datapath,
     "fences": fences,
+    "migration": migration,
     "matrix": matrix,
     "neighbours": neighbours,
 }

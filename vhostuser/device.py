@@ -117,7 +117,7 @@ class Device:
         """A driver is there: its first ring is about to start under the acknowledged `features`."""
 
     def ring_running(self, index: int, running: bool) -> None:
-        """A ring began to be processed (it is started, enabled, and all of it is known), or is processed no longer."""
+        """The host may send to a ring from now on, or no longer: the driver is there, and has it enabled."""
 
     def driver_stopped(self) -> None:
         """The driver is gone: its last ring has stopped."""
@@ -175,13 +175,14 @@ class Chain:
         readable, writable: bytes of its buffers.
     """
 
-    def __init__(self, pump: ChainPump, in_turn: InTurn[object]) -> None:
+    def __init__(self, pump: ChainPump, in_turn: InTurn[object], completed: Callable[[], None]) -> None:
         readable, writable = pump.buffers()
         self.readable = sum(size for _, size in readable)
         self.writable = sum(size for _, size in writable)
         self._pump = pump
         self._ticket = pump.ticket
         self._in_turn = in_turn
+        self._completed = completed
 
     async def read(self, limit: int = 1 << 20) -> bytes:
         """What the driver wrote, at most `limit` bytes: it may name one buffer many times.
@@ -200,7 +201,10 @@ class Chain:
             written = self._pump.write(self._ticket, data) if data else 0
             self._pump.complete(self._ticket, written)
 
-        await self._in_turn(finish)
+        try:
+            await self._in_turn(finish)
+        finally:
+            self._completed()
 
 
 class Queue:
@@ -210,6 +214,16 @@ class Queue:
         self._pump = pump
         self._in_turn = in_turn
         self._ready = trio.Event()
+        self._completed = trio.Event()
+
+    async def drain(self) -> None:
+        """Hand out nothing new, and wait until what is in flight was completed."""
+        await self._in_turn(self._pump.wind_down)
+        while True:
+            self._completed = trio.Event()
+            if not await self._in_turn(self._pump.unfinished):
+                return
+            await self._completed.wait()
 
     def offer(self) -> None:
         """The thread took a chain; called in the event loop."""
@@ -221,4 +235,4 @@ class Queue:
     async def __anext__(self) -> Chain:
         await self._ready.wait()
         self._ready = trio.Event()
-        return Chain(self._pump, self._in_turn)
+        return Chain(self._pump, self._in_turn, lambda: self._completed.set())

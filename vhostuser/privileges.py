@@ -45,7 +45,7 @@ class Capability(IntFlag):
     NET_ADMIN = 1 << 12
     """To set an interface's MTU."""
     NET_RAW = 1 << 13
-    """To open packet sockets: one that shall not receive any more gives its place to a new one."""
+    """To put a packet socket in another's place, so that flows reach it again."""
 
     def __str__(self) -> str:
         return ", ".join(f"CAP_{bit.name}" for bit in Capability if bit & self) or "no capability"

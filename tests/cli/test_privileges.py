@@ -1,7 +1,5 @@
 """What the program keeps after it has opened everything, and that all it does later works with that."""
 
-
-
 from __future__ import annotations
 
 import os
@@ -69,8 +67,11 @@ def check_drop(backend: Backend, kept: Capability, uid: int = 0) -> None:
         assert set(status["Uid"].split()) == {str(uid)}
 
 
-async def goes_on(backend: Backend, netns: Netns, link: str, pairs: int = 1, sets_mtu: bool = True) -> None:
-    """All that front-ends ask of the host, one after another: packets out, an announcement, an MTU."""
+async def goes_on(backend: Backend, netns: Netns, link: str, pairs: int = 1, host_mtu: int | None = None) -> None:
+    """All that front-ends ask of the host, one after another: packets out, an announcement, an MTU.
+
+    `host_mtu`: what the link keeps, for its MTU is the host's.
+    """
     with netns.packet_socket(link) as host, GuestRam() as memory, trio.fail_after(DEADLINE):
         host.settimeout(DEADLINE)
         for mtu in (1400, 1300):
@@ -85,7 +86,7 @@ async def goes_on(backend: Backend, netns: Netns, link: str, pairs: int = 1, set
                 assert host.recv(4096) == rarp_request(MAC)
                 if front_end.features & VhostFeature.NET_MTU:
                     await accepted(front_end, ask(R.NET_SET_MTU, U64(mtu)))
-                    assert netns.link(link)["mtu"] == (mtu if sets_mtu else 1500)
+                    assert netns.link(link)["mtu"] == (host_mtu or mtu)
 
 
 @pytest.mark.proves("VIO-PRIV-1", "VIO-PRIV-2")
@@ -131,7 +132,7 @@ async def test_packet_sockets(netns: Netns) -> None:
         netns.ip("link", "set", end, "up")
     with Backend(netns, tap=None, options=["-v", "--packet=near", "--mtu=1500"]) as backend:
         check_drop(backend, Capability.NET_RAW)
-        await goes_on(backend, netns, "near", sets_mtu=False)
+        await goes_on(backend, netns, "near", host_mtu=1500)
 
 
 @pytest.mark.proves("VIO-PRIV-2")

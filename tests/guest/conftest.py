@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,6 +65,21 @@ def quiet_netns(image: GuestImage) -> Iterator[Netns]:
 
 @pytest.fixture(scope="module")
 def bench(image: GuestImage) -> Iterator[Bench]:
-    """A back-end for all tests of a module."""
-    with Netns() as netns, serving_back_end(netns) as backend:
+    """A back-end for all tests of a module. It logs every message."""
+    with Netns() as netns, serving_back_end(netns, options=["-vv"]) as backend:
         yield Bench(netns, backend, Host(netns, image))
+
+
+@pytest.fixture(autouse=True)
+def requests_are_served(request: pytest.FixtureRequest) -> Iterator[None]:
+    """See that the back-end got the requests of the test's mark `sends`, now or before, and refused none of them."""
+    yield
+    if (mark := request.node.get_closest_marker("sends")) is None:
+        return
+    found = [request.getfixturevalue(name) for name in ("machine", "bench", "backend") if name in request.fixturenames]
+    backend = found[0] if isinstance(found[0], Backend) else found[0].backend
+    log = backend.program.log.read_text(errors="replace")
+    came, not_served = (set(re.findall(rf"{sign} (\w+)", log)) for sign in ("(?m)^[^<>]*>", "refused:"))
+    _, *requests = mark.args
+    assert not set(requests) - came, f"not sent: {set(requests) - came}"
+    assert not set(requests) & not_served

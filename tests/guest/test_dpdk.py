@@ -21,7 +21,7 @@ EXPERIMENTAL = bytes.fromhex("88b5")  # the EtherType that IEEE 802 leaves to lo
 
 @pytest.fixture(scope="module")
 def backend(quiet_netns: Netns) -> Iterator[Backend]:
-    with Backend(quiet_netns, tap=TAP) as backend:
+    with Backend(quiet_netns, tap=TAP, options=["-vv"]) as backend:
         yield backend
 
 
@@ -62,6 +62,24 @@ def test_every_frame_sent_reaches_the_tap(quiet_netns: Netns, backend: Backend, 
         wait_until(lambda: quiet_netns.rx_packets(TAP) - before == sent, 10, f"{sent} packets at the tap")
 
 
+@pytest.mark.sends(
+    "DPDK",
+    "GET_FEATURES",
+    "SET_FEATURES",
+    "GET_PROTOCOL_FEATURES",
+    "SET_PROTOCOL_FEATURES",
+    "SET_OWNER",
+    "SET_MEM_TABLE",
+    "SET_VRING_NUM",
+    "SET_VRING_BASE",
+    "SET_VRING_ADDR",
+    "SET_VRING_KICK",
+    "SET_VRING_CALL",
+    "SET_VRING_ENABLE",
+    "GET_VRING_BASE",
+    "GET_STATUS",
+    "SET_STATUS",
+)
 def test_both_ways_at_once(quiet_netns: Netns, backend: Backend) -> None:
     before = quiet_netns.rx_packets(TAP)
     with Testpmd([virtio_user(backend.socket)]) as front_end, quiet_netns.packet_socket(TAP) as tap:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
 
 import pytest
 import trio
@@ -13,13 +12,12 @@ import trio
 from tests.guest.conftest import Machine
 from tests.rig import acceptance
 from tests.rig.acceptance import HOST_ADDRESS, PREFIX
-from tests.rig.agent import GuestJob
 from tests.rig.backend import Backend
 from tests.rig.image import GuestImage
 from tests.rig.matrix import PACKETS, TAP, attached, by_flow, chains, echoed, packets, udp
 from tests.rig.netns import PACKET_IGNORE_OUTGOING, SOL_PACKET, Netns
 from tests.rig.process import wait_until
-from tests.rig.qemu import Qemu, VhostUserNic
+from tests.rig.qemu import Pinned, Qemu, VhostUserNic
 from tests.rig.testpmd import Testpmd, virtio_user
 from tests.rig.traffic import Host, round_trips
 from vhostuser.devices.net.device import MAX_PAIRS
@@ -36,7 +34,7 @@ ROUND_TRIPS = 200
 
 @pytest.fixture(scope="module")
 def backend(quiet_netns: Netns) -> Iterator[Backend]:
-    with Backend(quiet_netns, tap=TAP, options=[f"--queues={PAIRS}"]) as backend:
+    with Backend(quiet_netns, tap=TAP, options=[f"--queues={PAIRS}", "-vv"]) as backend:
         yield backend
 
 
@@ -117,23 +115,12 @@ async def test_as_many_pairs_as_can_be(quiet_netns: Netns) -> None:
 # ---- a Linux guest ---------------------------------------------------------------------------------------------------
 
 
-class Pinned(NamedTuple):
-    """One processor of a guest, whose packets leave by the queue pair of the same number."""
-
-    guest: Qemu
-    processor: int
-
-    def start(self, command: str) -> GuestJob:
-        """Start a shell command in the background, on this processor."""
-        return self.guest.start(f"taskset -c {self.processor} {command}")
-
-
 @pytest.fixture(scope="module")
 def machine(image: GuestImage) -> Iterator[Machine]:
     """A guest with a processor for each pair. It has no MSI-X, so all rings share one interrupt."""
     with (
         Netns() as netns,
-        Backend(netns, tap=TAP, options=[f"--queues={PAIRS}"]) as backend,
+        Backend(netns, tap=TAP, options=[f"--queues={PAIRS}", "-vv"]) as backend,
         Qemu(image, [VhostUserNic(backend.socket, queues=PAIRS)], processors=PAIRS) as guest,
     ):
         netns.add_address(TAP, f"{HOST_ADDRESS}/{PREFIX}")
@@ -142,6 +129,7 @@ def machine(image: GuestImage) -> Iterator[Machine]:
 
 
 @pytest.mark.proves("VIO-MQ-2")
+@pytest.mark.sends("QEMU", "GET_QUEUE_NUM", "ADD_MEM_REG")
 def test_answers_come_back_by_the_pair_that_asked(machine: Machine) -> None:
     assert isinstance(machine.guest, Qemu)
     acceptance.ping(machine.netns)

@@ -25,6 +25,26 @@ def machine(bench: Bench, image: GuestImage) -> Iterator[Machine]:
         yield Machine.of(bench, guest)
 
 
+@pytest.mark.sends(
+    "QEMU",
+    "GET_FEATURES",
+    "SET_FEATURES",
+    "GET_PROTOCOL_FEATURES",
+    "SET_PROTOCOL_FEATURES",
+    "SET_OWNER",
+    "SET_BACKEND_REQ_FD",
+    "GET_MAX_MEM_SLOTS",
+    "ADD_MEM_REG",
+    "SET_VRING_NUM",
+    "SET_VRING_BASE",
+    "SET_VRING_ADDR",
+    "SET_VRING_KICK",
+    "SET_VRING_CALL",
+    "SET_VRING_ENABLE",
+    "SET_VRING_ERR",
+    "GET_STATUS",
+    "SET_STATUS",
+)
 def test_ping_both_ways(machine: Machine) -> None:
     acceptance.ping(machine.netns)
     assert " 0% packet loss" in machine.guest.run(f"ping -c 3 -i 0.05 {HOST_ADDRESS}")
@@ -61,6 +81,7 @@ def test_counters_agree_with_the_kernel(machine: Machine) -> None:
     assert machine.backend.counters()["tx_packets"] > packets
 
 
+@pytest.mark.sends("QEMU", "ADD_MEM_REG", "REM_MEM_REG")
 def test_memory_hot_plug_under_traffic(machine: Machine) -> None:
     assert isinstance(machine.guest, Qemu)
     acceptance.hotplug(machine.guest, machine.host, machine.backend, cycles=2, seconds=3)
@@ -70,6 +91,7 @@ def test_idle_means_idle(machine: Machine) -> None:
     acceptance.idle(machine.netns, machine.backend, seconds=2)
 
 
+@pytest.mark.sends("QEMU", "SET_STATUS", "GET_VRING_BASE")
 def test_the_guest_survives_a_reset(machine: Machine) -> None:
     assert isinstance(machine.guest, Qemu)
     machine.guest.reset()

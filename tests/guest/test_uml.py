@@ -30,6 +30,22 @@ def test_its_rings_are_packed(machine: Machine) -> None:
     assert machine.guest.run("cut -c 35 /sys/class/net/eth0/device/features").strip() == "1"
 
 
+@pytest.mark.sends(
+    "user-mode Linux",
+    "GET_FEATURES",
+    "SET_FEATURES",
+    "GET_PROTOCOL_FEATURES",
+    "SET_PROTOCOL_FEATURES",
+    "SET_OWNER",
+    "SET_BACKEND_REQ_FD",
+    "SET_MEM_TABLE",
+    "SET_VRING_NUM",
+    "SET_VRING_BASE",
+    "SET_VRING_ADDR",
+    "SET_VRING_KICK",
+    "SET_VRING_CALL",
+    "SET_VRING_ENABLE",
+)
 def test_ping_both_ways(machine: Machine) -> None:
     acceptance.ping(machine.netns)
     assert " 0% packet loss" in machine.guest.run(f"ping -c 3 -i 0.05 {HOST_ADDRESS}")

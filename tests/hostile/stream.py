@@ -13,7 +13,7 @@ import trio
 
 from tests.hostile.attack import REPLY, REQUEST, ask
 from tests.hostile.victim import DEADLINE, Victim
-from vhostuser.runtime.connection import offer_of
+from vhostuser.runtime.offer import offer_of
 from vhostuser.wire import layouts
 from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.frames import HEADER_SIZE, Frame

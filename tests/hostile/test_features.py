@@ -154,7 +154,6 @@ async def test_a_used_ring_whose_place_in_the_log_is_far_out(
             await exchange(victim, driver)
 
 
-
 @pytest.mark.parametrize("fds", [pytest.param(0, id="L3-without-a-log"), pytest.param(1, id="L3-with-one")])
 async def test_a_log_that_was_not_agreed_on(victim: Victim, fds: int) -> None:
     async with await victim.connect() as front_end:

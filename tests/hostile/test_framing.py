@@ -46,7 +46,7 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
 from vhostuser.limits import Limits
-from vhostuser.runtime.connection import offer_of
+from vhostuser.runtime.offer import offer_of
 from vhostuser.transport.endpoints import from_fd
 from vhostuser.wire import layouts
 from vhostuser.wire.features import ProtocolFeature, VhostFeature

@@ -67,9 +67,7 @@ async def test_descriptors_that_a_connection_can_hold(victim: Victim, attacker: 
 
 @pytest.mark.proves("VIO-LIMIT-1")
 @pytest.mark.parametrize("rate", [pytest.param(500, id="F12-slowed-down-and-not-closed")])
-async def test_a_storm_is_slowed_down_and_its_neighbour_is_not(
-    tmp_path: Path, interrupts: None, rate: int
-) -> None:
+async def test_a_storm_is_slowed_down_and_its_neighbour_is_not(tmp_path: Path, interrupts: None, rate: int) -> None:
     """Its second second's worth takes a second. The neighbour is answered all that time."""
     limits = Limits(messages_per_second=rate)
     async with (
@@ -88,9 +86,7 @@ async def test_a_storm_is_slowed_down_and_its_neighbour_is_not(
 
 @pytest.mark.proves("VIO-LIMIT-2")
 @pytest.mark.parametrize("patience", [pytest.param(0.25, id="F14-the-first-says-nothing-while-a-second-waits")])
-async def test_a_silent_first_does_not_keep_a_second_waiting(
-    tmp_path: Path, interrupts: None, patience: float
-) -> None:
+async def test_a_silent_first_does_not_keep_a_second_waiting(tmp_path: Path, interrupts: None, patience: float) -> None:
     async with (
         serving(tmp_path / "s", Limits(first_message_timeout=patience)) as victim,
         unharmed(victim),
@@ -99,5 +95,3 @@ async def test_a_silent_first_does_not_keep_a_second_waiting(
     ):
         await talking(second)
         await closed(first)
-
-

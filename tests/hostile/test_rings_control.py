@@ -298,7 +298,7 @@ async def test_a_position_far_from_the_avail_index(victim: Victim, halted: Runni
     await packets_flow(victim, halted)
 
 
-@pytest.mark.proves("VU-RING-26")
+@pytest.mark.proves("VU-RING-33")
 @pytest.mark.parametrize(
     ("request_", "value"),
     [

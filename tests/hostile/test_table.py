@@ -14,7 +14,7 @@ import pytest
 
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.ports.sockets import Null
-from vhostuser.runtime.connection import offer_of
+from vhostuser.runtime.offer import offer_of
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.wire.features import ProtocolFeature
 

@@ -74,7 +74,7 @@ async def serving(
 ) -> AsyncIterator[Victim]:
     """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already.
 
-    Post-copy is offered if there is what makes `userfaults`, and `features` besides those that a device offers anyway.
+    Post-copy is offered if there is what makes `userfaults`; `features` besides those that it offers by itself.
     """
     port = PairPort()
     device = NetDevice(port, features)

@@ -10,6 +10,7 @@ import base64
 import itertools
 import os
 import select
+import signal
 import time
 
 from tests.rig.process import RigError
@@ -61,8 +62,15 @@ class Agent:
         return int(status), output.decode(errors="replace")
 
     def start(self, command: str) -> GuestJob:
-        """Start a shell command in the background of the guest."""
+        """Start a program in the background of the guest."""
         return GuestJob(self, command, f"/tmp/job.{next(self._numbers)}")
+
+    def move(self, fd: int) -> None:
+        """Go on over another stream: the guest is served by another machine now, and so is all that it runs."""
+        os.set_blocking(fd, False)
+        os.close(self.fd)
+        self.fd = fd
+        self._received = b""
 
     def close(self) -> None:
         """Let go of the serial port."""
@@ -84,13 +92,13 @@ class Agent:
 
 
 class GuestJob:
-    """A command that runs in the background of a guest."""
+    """A simple command, one program, that runs in the background of a guest."""
 
     def __init__(self, agent: Agent, command: str, name: str) -> None:
         self._agent = agent
         self._command = command
         self._name = name
-        self.pid = int(agent.run(f"({command}; echo $? >{name}.rc) >{name} 2>&1 </dev/null & echo $!").split()[-1])
+        agent.run(f"({command} & echo $! >{name}.pid; wait $!; echo $? >{name}.rc) >{name} 2>&1 </dev/null &")
 
     @property
     def output(self) -> str:
@@ -115,11 +123,15 @@ class GuestJob:
             timeout + 30,
         )
         output = self.output
-        self._agent.run(f"rm -f {self._name} {self._name}.rc")
+        self._agent.run(f"rm -f {self._name} {self._name}.rc {self._name}.pid")
         if int(status):
             raise RigError(f"in the guest: {self._command}: status {status.strip()}: {output.strip()}")
         return output
 
     def kill(self) -> None:
-        """End it: the programs that it started first, then its shell."""
-        self._agent.try_run(f"pkill -P {self.pid}; kill {self.pid}")
+        """End it."""
+        self.send_signal(signal.SIGTERM)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._agent.try_run(f"kill -{number.value} $(cat {self._name}.pid)")

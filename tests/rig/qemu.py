@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from tests.rig.agent import Agent, GuestJob
 from tests.rig.image import GuestImage, cache_folder
@@ -89,11 +89,13 @@ class TapNic:
     """QEMU's own back-end on a tap, to prove the rig without ours and to compare with."""
 
     tap: str
+    options: str = ""
 
     def arguments(self) -> list[str]:
         """QEMU's command line for it."""
         netdev = f"tap,id=net,ifname={self.tap},script=no,downscript=no,vhost=off"
-        return ["-netdev", netdev, "-device", f"virtio-net-pci,netdev=net,mac={GUEST_MAC},vectors=0"]
+        device = f"virtio-net-pci,netdev=net,mac={GUEST_MAC},vectors=0"
+        return ["-netdev", netdev, "-device", device + (f",{self.options}" if self.options else "")]
 
 
 class Qemu:
@@ -114,6 +116,7 @@ class Qemu:
         netns: Netns | None = None,
         name: str = "qemu",
         wait: bool = True,
+        incoming: Path | None = None,
         kernel_words: str = "",
     ) -> None:
         """Start it and wait for the guest's agent.
@@ -127,6 +130,7 @@ class Qemu:
             netns: where QEMU itself runs; only a :class:`TapNic` cares.
             name: for its files.
             wait: False to return at once, for a back-end that comes later; :meth:`attach` has to follow.
+            incoming: listen there for a guest that migrates; :meth:`take_over` has to follow once it is here.
             kernel_words: more of the kernel's command line.
 
         Raises:
@@ -149,11 +153,15 @@ class Qemu:
         ]
         for device in devices:
             argv += device.arguments()
+        if incoming:
+            argv += ["-incoming", f"unix:{incoming}"]
         self.program = Program(netns.argv(argv) if netns else argv, folder / "qemu.log")
         self._agent: Agent | None = None
         self._qmp: Monitor | None = None
         try:
-            if wait:
+            if incoming:
+                self._qmp = Monitor(self._connect(self._monitor))
+            elif wait:
                 self.attach()
         except BaseException:
             self.close()
@@ -168,6 +176,11 @@ class Qemu:
         self._agent = Agent(self._connect(self._serial).detach())
         self._qmp = Monitor(self._connect(self._monitor))
         self.wait_ready()
+
+    def take_over(self, source: Qemu) -> None:
+        """Have the guest that came from another machine: its agent, and the jobs that run in it, come along."""
+        self._agent, source._agent = source.agent, None
+        self._agent.move(self._connect(self._serial).detach())
 
     @property
     def agent(self) -> Agent:
@@ -265,6 +278,17 @@ class Qemu:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Pinned(NamedTuple):
+    """One processor of a guest, whose packets leave by the queue pair of the same number."""
+
+    guest: Qemu
+    processor: int
+
+    def start(self, command: str) -> GuestJob:
+        """Start a shell command in the background, on this processor."""
+        return self.guest.start(f"taskset -c {self.processor} {command}")
 
 
 class Monitor:

@@ -166,11 +166,11 @@ def virtio_user(
     return ",".join(options + (["server=1"] if server else []))
 
 
-def vhost_back_end(socket: Path, *, queues: int = 1, client: bool = False) -> str:
-    """The ``--vdev`` value of DPDK's own back-end."""
-    return f"net_vhost0,iface={socket},queues={queues},client={int(client)}"
+def vhost_back_end(socket: Path, *, queues: int = 1, client: bool = False, number: int = 0) -> str:
+    """The ``--vdev`` value of DPDK's own back-end; each in one testpmd has a number."""
+    return f"net_vhost{number},iface={socket},queues={queues},client={int(client)}"
 
 
-def tap_port(tap: str) -> str:
-    """The ``--vdev`` value of a tap that testpmd makes."""
-    return f"net_tap0,iface={tap}"
+def tap_port(tap: str, *, number: int = 0) -> str:
+    """The ``--vdev`` value of a tap that testpmd makes; each in one testpmd has a number."""
+    return f"net_tap{number},iface={tap}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ class Job(Protocol):
 
     def wait(self, timeout: float = ...) -> str:
         """Wait for its end and return what it printed."""
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
 
     def kill(self) -> None:
         """End it."""
@@ -69,6 +73,10 @@ class HostJob:
         if status:
             raise RigError(f"on the host: {self._command}: status {status}: {output.strip()}")
         return output
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._program.send_signal(number)
 
     def kill(self) -> None:
         """End it."""
@@ -138,12 +146,31 @@ class Flow:
         shape = f" {size} {seconds:g} {rate}" if protocol == "udp" else f" {seconds:g}"
         self._sender = source.start(f"traffic {protocol}-send {address} {port}{shape}")
 
+    def stop(self) -> Tally:
+        """End it before its time. Raises RigError as :meth:`finish` does."""
+        self._sender.send_signal(signal.SIGINT)
+        return self.finish()
+
+    def hold(self) -> None:
+        """Let the receiver stand still; what comes waits in its kernel, as it came, until :meth:`go_on`."""
+        self._receiver.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the receiver look at what has come since :meth:`hold`."""
+        self._receiver.send_signal(signal.SIGCONT)
+
     def finish(self) -> Tally:
         """Wait for its end. Raises RigError when the receiver did not learn of the end."""
         self._sender.wait(self._seconds + 60)
         result = last_json(self._receiver.wait(90))
         del result["complete"]  # the receiver fails without
         return Tally(**result)
+
+    def abandon(self) -> None:
+        """End the host's part of it: the guest is no more."""
+        for job in (self._sender, self._receiver):
+            if isinstance(job, HostJob):
+                job.kill()
 
 
 def last_json(output: str) -> dict[str, Any]:

@@ -6,14 +6,18 @@ from contextlib import closing
 
 import pytest
 
+from tests.hostile.attack import ask, borrowed, eventfd, refused
 from tests.ports import PairPort
+from vhostuser.device import Device
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.errors import RemoteProtocolError
 from vhostuser.fds import FdBundle
-from vhostuser.runtime.connection import offer_of
+from vhostuser.frontend.client import FrontEnd
 from vhostuser.runtime.handlers import HANDLERS
+from vhostuser.runtime.offer import offer_of
 from vhostuser.session.backend import BackendSession, Done, Offer
 from vhostuser.wire import layouts
+from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import U64, Message, Payload, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest, RequestSpec
 
@@ -22,6 +26,14 @@ R = FrontendRequest
 UNGATED = {R.GPU_SET_SOCKET}
 """No feature says whether a back-end serves these; ours does not, and refuses them for want of a handler."""
 
+
+NEVER = (R.SET_VRING_ENDIAN, R.CREATE_CRYPTO_SESSION, R.CLOSE_CRYPTO_SESSION, R.GPU_SET_SOCKET)
+NEVER_OFFERED = (
+    ProtocolFeature.CROSS_ENDIAN
+    | ProtocolFeature.CRYPTO_SESSION
+    | ProtocolFeature.HOST_NOTIFIER
+    | ProtocolFeature.XEN_MMAP
+)
 
 HARMLESS: dict[type[Payload], Payload] = {
     U64: U64(0),
@@ -60,6 +72,7 @@ def harmless(spec: RequestSpec) -> Message:
     return Message(spec.number, spec, HARMLESS.get(spec.payload, zeros), FdBundle())
 
 
+@pytest.mark.proves("VU-NEVER-2")
 @pytest.mark.parametrize("spec", list(FRONTEND_REQUESTS.values()), ids=lambda spec: spec.name)
 def test_a_request_has_a_handler_or_is_not_admitted(offer: Offer, spec: RequestSpec) -> None:
     if spec.number in HANDLERS:
@@ -69,6 +82,25 @@ def test_a_request_has_a_handler_or_is_not_admitted(offer: Offer, spec: RequestS
         return
     with pytest.raises(RemoteProtocolError, match="not offered"):
         generous(offer).admit(harmless(spec))
+
+
+@pytest.mark.proves("VU-NEVER-1")
+@pytest.mark.parametrize("request_", NEVER, ids=lambda request: request.name)
+async def test_what_is_never_served_is_refused(attacker: FrontEnd, request_: FrontendRequest) -> None:
+    """By a running back-end, to a front-end that acknowledged all that is offered."""
+    message = harmless(FRONTEND_REQUESTS[request_])
+    with borrowed(eventfd()) as (fd,):
+        payload = b"" if message.payload is None else message.payload
+        await refused(attacker, ask(request_, payload, [fd] * FRONTEND_REQUESTS[request_].fds.min))
+
+
+@pytest.mark.proves("VU-NEVER-1")
+def test_what_is_never_offered(offer: Offer) -> None:
+    device = Device()
+    device.name, device.groups, device.max_state, device.shmem_regions = "all", ((0,),), 1, {0: 1}
+    device.has_config = device.shares_objects = True
+    for offered in (offer, offer_of(device, postcopy=True)):
+        assert not offered.protocol_features & NEVER_OFFERED
 
 
 def test_every_handler_is_for_a_request_of_the_table() -> None:

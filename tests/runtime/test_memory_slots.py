@@ -39,7 +39,7 @@ async def slots(victim: Victim, request: pytest.FixtureRequest) -> AsyncIterator
 @pytest.fixture
 async def plugged(slots: FrontEnd) -> AsyncIterator[Running]:
     """The same with rings that run in the first of four regions, all of which were added one by one."""
-    with GuestRam(LAYOUT) as memory:
+    with GuestRam(LAYOUT, seals=0) as memory:
         for one in memory.regions:
             await slots.add_mem_reg(one)
         with closing(await NetDriver.open_pair(slots, memory, 0)) as driver:
@@ -73,8 +73,8 @@ async def test_a_region_is_unmapped_before_the_answer_and_the_others_stay(plugge
 
 
 @pytest.mark.proves("VU-SLOT-3")
-async def test_a_region_with_a_running_ring_stays(victim: Victim, plugged: Running) -> None:
-    """M7: the region of rings that run, until the last one stopped."""
+async def test_m7_a_region_with_a_running_ring_stays(victim: Victim, plugged: Running) -> None:
+    """The region of rings that run, until the last one stopped."""
     home = plugged.memory.regions[0]
     for ring in (plugged.driver.rx, plugged.driver.tx):
         with pytest.raises(RefusedError):
@@ -88,8 +88,8 @@ async def test_a_region_with_a_running_ring_stays(victim: Victim, plugged: Runni
 
 
 @pytest.mark.proves("VU-SLOT-4")
-async def test_what_has_to_match_to_remove_a_region(victim: Victim, slots: FrontEnd) -> None:
-    """M7: unknown, or known by half. The file offset does not count, nor, with GPA_ADDRESSES, the user address."""
+async def test_m7_what_has_to_match_to_remove_a_region(victim: Victim, slots: FrontEnd) -> None:
+    """Unknown, or known by half. The file offset does not count, nor, with GPA_ADDRESSES, the user address."""
     by_guest_address = ProtocolFeature.GPA_ADDRESSES in slots.protocol_features
     told = region(1 << 32, PAGE)
     with memfd() as fd:
@@ -105,7 +105,7 @@ async def test_what_has_to_match_to_remove_a_region(victim: Victim, slots: Front
 
 
 @pytest.mark.proves("VU-SLOT-5")
-async def test_the_descriptor_of_a_removal_is_closed(slots: FrontEnd) -> None:
+async def test_m7_the_descriptor_of_a_removal_is_closed(slots: FrontEnd) -> None:
     with memfd() as fd, borrowed(*os.pipe()) as (_ours, theirs):
         told = SingleRegion(region())
         await slots.request(R.ADD_MEM_REG, told, [fd])
@@ -117,8 +117,8 @@ async def test_the_descriptor_of_a_removal_is_closed(slots: FrontEnd) -> None:
 
 
 @pytest.mark.proves("VU-SLOT-6")
-async def test_there_are_509_slots(slots: FrontEnd) -> None:
-    """M6: the 510th is refused; a slot that was emptied can be filled again."""
+async def test_m6_there_are_509_slots(slots: FrontEnd) -> None:
+    """The 510th is refused; a slot that was emptied can be filled again."""
     assert await slots.request(R.GET_MAX_MEM_SLOTS) == U64(MAX_MEM_SLOTS) == U64(509)
     with memfd(PAGE) as fd:
         for i in range(MAX_MEM_SLOTS):
@@ -132,14 +132,42 @@ async def test_there_are_509_slots(slots: FrontEnd) -> None:
 
 
 @pytest.mark.proves("VU-MEM-7", "VU-SLOT-7")
-async def test_a_region_that_overlaps_is_refused_alone(victim: Victim, plugged: Running) -> None:
-    """M6: the same region twice, by a page, and a descriptor that is no memory: what is there stays."""
+async def test_m6_a_region_that_overlaps_is_refused_alone(victim: Victim, plugged: Running) -> None:
+    """By a page, and a descriptor that is no memory: what is there stays."""
     with memfd() as fd, borrowed(*os.pipe()) as (_ours, theirs):
         for at in (LAYOUT[1][0], LAYOUT[1][0] - PAGE // 2, sum(LAYOUT[1]) - 1):
             await refused(plugged.front_end, add(fd, at))
         await refused(plugged.front_end, add(theirs, 1 << 40))
         await refused(plugged.front_end, ask(R.ADD_MEM_REG, SingleRegion(region(1 << 40, 0, 1 << 40)), [fd]))
     await exchange(victim, plugged.driver)
+
+
+@pytest.mark.proves("VU-SLOT-9")
+async def test_a_region_that_is_told_again_has_to_be_removed_as_often(victim: Victim, plugged: Running) -> None:
+    """As QEMU does for each queue pair. It takes no further slot and no further mapping."""
+    begin, front_end = LAYOUT[1][0], plugged.front_end
+    for _ in range(3):
+        await front_end.add_mem_reg(plugged.memory.regions[1])
+    for _ in range(3):
+        await front_end.rem_mem_reg(plugged.memory.regions[1])
+        assert mappings_of(begin) == 2
+    await front_end.rem_mem_reg(plugged.memory.regions[1])
+    assert mappings_of(begin) == 1
+    with pytest.raises(RefusedError):
+        await front_end.rem_mem_reg(plugged.memory.regions[1])
+    await exchange(victim, plugged.driver)
+
+
+@pytest.mark.proves("VU-SLOT-9")
+async def test_m6_another_file_at_the_same_place_is_no_repetition(plugged: Running) -> None:
+    """Nor is the same file from another offset."""
+    told = plugged.front_end._told(plugged.memory.regions[1].message())
+    with memfd(told.memory_size) as fd:
+        await refused(plugged.front_end, ask(R.ADD_MEM_REG, SingleRegion(told), [fd]))
+    home = plugged.memory.regions[1].fd.fileno()
+    os.ftruncate(home, told.memory_size + PAGE)
+    shifted = replace(told, mmap_offset=PAGE)
+    await refused(plugged.front_end, ask(R.ADD_MEM_REG, SingleRegion(shifted), [home]))
 
 
 @pytest.mark.proves("VU-SLOT-8")

@@ -25,7 +25,8 @@ from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
 from vhostuser.privileges import NOTHING
-from vhostuser.runtime.connection import PROTOCOL_FEATURES, Connection
+from vhostuser.runtime.connection import Connection
+from vhostuser.runtime.offer import PROTOCOL_FEATURES
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
 from vhostuser.virtio.iotlb import Iotlb

@@ -22,8 +22,13 @@ from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import DriverRing
+from vhostuser.runtime.backend_channel import BackendChannel
+from vhostuser.runtime.complaints import Complaints
+from vhostuser.runtime.front_end_calls import FrontEndCalls
+from vhostuser.runtime.offer import offer_of
 from vhostuser.runtime.serve import Server
 from vhostuser.runtime.state_transfer import STATE_TIMEOUT, StateTransfer, TransferDirection
+from vhostuser.session.backend import BackendSession
 from vhostuser.transport.endpoints import listen
 from vhostuser.wire.codec import decode, encode_ack, encode_reply
 from vhostuser.wire.features import ProtocolFeature
@@ -130,16 +135,16 @@ async def test_a_piece_of_the_configuration_space(served: Served) -> None:
 @pytest.mark.parametrize(
     ("offset", "size"), [(0, 9), (8, 1), (9, 0), (1, 8), (0xFFFFFFFF, 1), (0xFFFFFFFF, 256), (0, 256), (0, 257)]
 )
-async def test_what_is_past_the_end_is_refused(served: Served, request_: R, offset: int, size: int) -> None:
-    """S6; 257 bytes are more than any space has, and none of them is looked at."""
+async def test_s6_what_is_past_the_end_is_refused(served: Served, request_: R, offset: int, size: int) -> None:
+    """257 bytes are more than any space has, and none of them is looked at."""
     head = b"".join(word.to_bytes(4, "little") for word in (offset, size, 0))
     await refused(served.front_end, ask(request_, head + bytes(size)))
     assert served.device.config == b"fix!free"
 
 
 @pytest.mark.proves("VU-CONFIG-3")
-async def test_who_may_write_what(served: Served) -> None:
-    """S6: bytes that the driver cannot change change in a migration."""
+async def test_s6_who_may_write_what(served: Served) -> None:
+    """Bytes that the driver cannot change change in a migration."""
     await served.front_end.request(R.SET_CONFIG, Config(5, 0, b"RE"))
     assert served.device.config == b"fix!fREe"
     for offset, data in ((0, b"a"), (3, b"ab"), (0, b"12345678")):
@@ -187,7 +192,7 @@ async def test_a_device_that_has_none_of_it_offers_none_of_it(attacker: FrontEnd
 # ---- state -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.proves("VU-STATE-1")
+@pytest.mark.proves("VU-STATE-1", "VU-STATE-6")
 async def test_the_state_moves_from_one_device_to_another(served: Served, tmp_path: Path) -> None:
     """As in a migration; more of it than a pipe holds."""
     saved = served.device.state
@@ -228,8 +233,8 @@ async def write_for_ever(fd: int) -> None:
 
 @pytest.mark.proves("VU-STATE-2")
 @pytest.mark.parametrize("state", [b"", b"\0", b"garbage", b"\1\0" * 1000], ids=["none", "cut", "garbage", "other"])
-async def test_a_state_that_is_none_is_told_at_the_check(served: Served, state: bytes) -> None:
-    """S1: a truncated stream is for the device to find out, since only it knows where its state ends."""
+async def test_s1_a_state_that_is_none_is_told_at_the_check(served: Served, state: bytes) -> None:
+    """A truncated stream is for the device to find out, since only it knows where its state ends."""
     before = served.device.state
     with borrowed(await served.transfer(LOAD)) as (ours,):
         await write_all(ours, state)
@@ -239,8 +244,8 @@ async def test_a_state_that_is_none_is_told_at_the_check(served: Served, state: 
 
 
 @pytest.mark.proves("VU-STATE-3")
-async def test_an_endless_state_is_cut_at_what_the_device_has(served: Served) -> None:
-    """S1: it is read no further, and refused; a byte less would have been the device's to judge."""
+async def test_s1_an_endless_state_is_cut_at_what_the_device_has(served: Served) -> None:
+    """It is read no further, and refused; a byte less would have been the device's to judge."""
     ours = await served.transfer(LOAD)
     with borrowed(ours), trio.fail_after(DEADLINE), pytest.raises(BrokenPipeError):
         await write_for_ever(ours)
@@ -250,10 +255,10 @@ async def test_an_endless_state_is_cut_at_what_the_device_has(served: Served) ->
 @pytest.mark.proves("VU-STATE-3")
 @pytest.mark.parametrize("direction", TransferDirection)
 @pytest.mark.parametrize("blocking", [False, True], ids=["O_NONBLOCK", "blocking"])
-async def test_a_pipe_that_stalls_is_given_up(
+async def test_s1_a_pipe_that_stalls_is_given_up(
     direction: TransferDirection, blocking: bool, autojump_clock: MockClock
 ) -> None:
-    """S1: bounded in time, whatever the flags of the open file are, which both sides share."""
+    """Bounded in time, whatever the flags of the open file are, which both sides share."""
     ours, theirs = os.pipe() if direction is SAVE else os.pipe()[::-1]
     fcntl.fcntl(theirs, fcntl.F_SETFL, 0 if blocking else os.O_NONBLOCK)
     with borrowed(ours):
@@ -268,8 +273,7 @@ async def test_a_pipe_that_stalls_is_given_up(
 
 @pytest.mark.proves("VU-STATE-4")
 @pytest.mark.parametrize(("direction", "phase"), [(2, 0), (0xFFFFFFFF, 0), (0, 1), (1, 0xFFFFFFFF)])
-async def test_directions_and_phases_that_do_not_exist(served: Served, direction: int, phase: int) -> None:
-    """S1."""
+async def test_s1_directions_and_phases_that_do_not_exist(served: Served, direction: int, phase: int) -> None:
     with borrowed(*os.pipe()) as (_, theirs):
         await refused(served.front_end, ask(R.SET_DEVICE_STATE_FD, DeviceState(direction, phase), [theirs]))
 
@@ -334,7 +338,7 @@ async def test_a_front_end_that_leaves_in_the_middle_of_a_transfer(served: Serve
 
 
 @pytest.mark.proves("VU-RING-20")
-async def test_no_state_moves_while_a_ring_is_started(served: Served) -> None:
+async def test_s1_no_state_moves_while_a_ring_is_started(served: Served) -> None:
     with GuestRam() as memory, closing(DriverRing(memory, 0)) as ring, borrowed(*os.pipe()) as (_, theirs):
         await served.front_end.set_mem_table(memory)
         await served.front_end.start_ring(ring)
@@ -364,6 +368,13 @@ async def test_which_shared_memory_regions_there_are(served: Served) -> None:
     sizes = [0] * 256
     sizes[0], sizes[200] = 0x10000, 0x4000
     assert await served.front_end.request(R.GET_SHMEM_CONFIG) == ShmemConfig(2, tuple(sizes))
+
+
+@pytest.mark.proves("VU-SHMEM-4")
+async def test_a_region_that_is_not_made_of_pages_is_the_devices_error(served: Served) -> None:
+    channel = BackendChannel(BackendSession(offer_of(served.device)), Complaints())
+    with pytest.raises(ValueError, match="shared memory region 3: 0x1001 bytes are no multiple of 0x1000"):
+        FrontEndCalls(channel, {0: 0x10000, 3: 0x1001})
 
 
 @dataclass(frozen=True)

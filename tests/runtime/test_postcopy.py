@@ -135,6 +135,20 @@ async def test_a_table_that_is_refused_in_post_copy_is_answered_all_the_same(arr
         await arriving.request(R.SET_MEM_TABLE, MemoryTable((region(),)), [fd])
 
 
+@pytest.mark.proves("VU-SLOT-9", "VU-POST-4")
+async def test_a_region_that_is_told_again_is_acknowledged_again(destination: Victim) -> None:
+    async with await destination.connect() as front_end:
+        await front_end.negotiate(DRIVER_FEATURES, POSTCOPY | ProtocolFeature.CONFIGURE_MEM_SLOTS)
+        with GuestRam() as memory, await advise(front_end):
+            await front_end.request(R.POSTCOPY_LISTEN)
+            front_end.listening = True
+            places = [[await front_end.add_mem_reg(one) for one in memory.regions] for _ in range(2)]
+            for _ in range(2):
+                await unanswered(front_end, Frame(R.ADD_MEM_REG, VERSION, bytes(8)))
+                places.append([await front_end.add_mem_reg(one) for one in memory.regions])
+            assert all(place == places[0] for place in places)
+
+
 async def test_a_table_told_again_takes_the_place_of_one_that_waits(arriving: FrontEnd) -> None:
     """The fixture finds none of the mappings left, neither after the acknowledgement nor without."""
     with memfd() as fd, await advise(arriving):

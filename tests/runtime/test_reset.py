@@ -50,7 +50,7 @@ async def set_status(front_end: FrontEnd, value: int) -> int:
 
 
 @pytest.mark.proves("VU-STATUS-1", "VU-STATUS-2")
-async def test_the_status_follows_the_driver(victim: Victim) -> None:
+async def test_s3_the_status_follows_the_driver(victim: Victim) -> None:
     async with await victim.connect() as front_end:
         offered = await front_end.request(R.GET_PROTOCOL_FEATURES)
         assert isinstance(offered, U64)

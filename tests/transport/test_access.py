@@ -78,9 +78,7 @@ async def test_the_owner(path: Path) -> None:
         assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (STRANGER, 54321, 0o600)
 
 
-async def test_a_path_that_cannot_be_given_away_is_not_left_behind(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_path_that_cannot_be_given_away_is_not_left_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*words: object, **options: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 

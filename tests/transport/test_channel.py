@@ -318,6 +318,7 @@ async def test_send_carries_borrowed_descriptors(pair: tuple[Channel, socket.soc
     assert data == struct.pack("=III", 12, 0x1, 8) + b"\0" * 8
 
 
+@pytest.mark.proves("VU-FRONT-1")
 async def test_a_long_frame_goes_in_parts_with_descriptors_on_the_first(autojump_clock: trio.testing.MockClock) -> None:
     channel, peer = make_pair()
     channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -58,9 +58,7 @@ async def test_waiting_is_for_several_at_once(autojump_clock: trio.testing.MockC
 
 
 @pytest.mark.proves("VIO-LIMIT-1")
-async def test_messages_beyond_the_rate_are_read_later(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_messages_beyond_the_rate_are_read_later(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     autojump_clock.autojump_threshold = 0.02  # the kernel carries bytes in real time
     async with (
         await listen(tmp_path / "s", Limits(messages_per_second=10)) as listener,

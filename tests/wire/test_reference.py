@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("command", [("spec-messages", "--check"), ("spec-coverage",)], ids=lambda words: words[0])
+COMMANDS = (("spec-messages", "--check"), ("spec-coverage",), ("spec-support", "--check"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
 def test_script_finds_nothing_wrong(command: tuple[str, ...]) -> None:
     script, *options = command
     run = subprocess.run(

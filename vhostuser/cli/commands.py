@@ -102,10 +102,15 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _print_capabilities(context: click.Context, param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(json.dumps({"type": "net", "features": []}))
-        context.exit()
+class _NetCommand(DeviceCommand):
+    """The program that management software starts, by QEMU's conventions."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Tell the capabilities if they are asked for, before any other word is looked at."""
+        if "--print-capabilities" in args:
+            click.echo(json.dumps({"type": "net", "features": []}))
+            context.exit()
+        return super().parse_args(context, args)
 
 
 class _FeatureChange(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
@@ -135,26 +140,43 @@ def main() -> None:
     """The programs of vhostuser."""
 
 
-@main.command("net", cls=DeviceCommand)
+@main.command("net", cls=_NetCommand)
 @_common_options
-@click.option("--tap", metavar="NAME|/dev/tapN|fd:N,...", multiple=True,
-              help="The host side: a tap's name, a macvtap, or a tap's open queues, one for each queue pair.")
+@click.option(
+    "--tap",
+    metavar="NAME|/dev/tapN|fd:N,...",
+    multiple=True,
+    help="The host side: a tap's name, a macvtap, or a tap's open queues, one for each queue pair.",
+)
 @click.option("--packet", metavar="IFACE", help="The host side: an interface, such as one end of a veth.")
 @click.option("--loop", is_flag=True, help="No host side: what the guest sends comes back to it.")
 @click.option("--null", is_flag=True, help="No host side: what the guest sends is gone.")
-@click.option("--queues", type=click.IntRange(1, MAX_PAIRS), metavar="N",
-              help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, MAX_PAIRS),
+    metavar="N",
+    help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.",
+)
 @click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the port's MTU and offer it.")
 @click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
-@click.option("--io-uring", type=click.Choice([choice.value for choice in IoUring]), default="auto", show_default=True,
-              help="Packets in batches: where possible, always (or do not start), or one system call a packet.")
-@click.option("--poll-us", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="N",
-              help="Go on looking for packets for N microseconds after the last one, then sleep.")
-@click.option("--print-capabilities", is_flag=True, is_eager=True, expose_value=False, callback=_print_capabilities,
+@click.option(
+    "--io-uring",
+    type=click.Choice([choice.value for choice in IoUring]),
+    default="auto",
+    show_default=True,
+    help="Packets in batches: where possible, always (or do not start), or one system call a packet.",
+)
+@click.option(
+    "--poll-us",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Go on looking for packets for N microseconds after the last one, then sleep.",
+)
+@click.option("--print-capabilities", is_flag=True, expose_value=False,
               help="Print what QEMU's conventions ask for, as JSON, and exit.")  # fmt: skip
-def net(
-    mtu: int | None, features: tuple[int, int], io_uring: str, poll_us: int, **ports: Any
-) -> Callable[[], Device]:
+def net(mtu: int | None, features: tuple[int, int], io_uring: str, poll_us: int, **ports: Any) -> Callable[[], Device]:
     """A network device on a tap, on another interface, or on none.
 
     Example: vhost-user-net --socket-path=/run/vm1.sock --tap vm1
@@ -176,9 +198,7 @@ def net(
     return make
 
 
-def _port(
-    tap: tuple[str, ...], packet: str | None, loop: bool, null: bool, queues: int | None
-) -> Callable[[], Port]:
+def _port(tap: tuple[str, ...], packet: str | None, loop: bool, null: bool, queues: int | None) -> Callable[[], Port]:
     """What opens the one port that is asked for."""
     if sum((bool(tap), packet is not None, loop, null)) != 1:
         raise click.UsageError("exactly one of --tap, --packet, --loop and --null is needed")

@@ -93,9 +93,7 @@ class _Limit(click.ParamType):  # type: ignore[type-arg]
 
     name = "NAME=N"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, float]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
         if isinstance(value, tuple):
             return value
         word, _, number = value.partition("=")

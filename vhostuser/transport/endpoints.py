@@ -144,9 +144,7 @@ class Listener(Endpoint):
 class Connector(Endpoint):
     """Connects to a path, and connects again when asked for the next channel."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY) -> None:
         self._path = path
         self._limits = limits
         self._access = access
@@ -183,9 +181,7 @@ class Connected(Endpoint):
             await self._channel.aclose()
 
 
-async def listen(
-    path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY
-) -> Listener:
+async def listen(path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY) -> Listener:
     """Listen at a path. A socket that nobody listens on any more is removed first.
 
     Raises:
@@ -204,9 +200,7 @@ async def listen(
     return Listener(trio.socket.from_stdlib_socket(sock), limits, path, access)
 
 
-async def connect(
-    path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY
-) -> Channel:
+async def connect(path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY) -> Channel:
     """Connect to a path, trying again until someone listens there; give up by cancelling.
 
     Raises:

@@ -59,6 +59,7 @@ class FileMapping:
 
     Attributes:
         size: bytes.
+        origin: the file's device and inode, and where in it they begin.
         host_address: where the first of them lies in this process.
         page_size: bytes of the pages behind them.
     """
@@ -100,6 +101,7 @@ class FileMapping:
 
     def _check_file(self, fd: int, mmap_offset: int) -> None:
         status = os.fstat(fd)
+        self.origin = status.st_dev, status.st_ino, mmap_offset
         if not stat.S_ISREG(status.st_mode):
             raise FdError(f"{self}: its descriptor is no regular file (mode {stat.filemode(status.st_mode)})")
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
@@ -131,6 +133,7 @@ class Mapping(FileMapping):
 
     Attributes:
         guest_phys_addr, memory_size, userspace_addr: as in the message; bytes.
+        claims: how often the front-end has added it, and not removed it.
     """
 
     def __init__(self, fd: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, mmap_offset: int) -> None:
@@ -138,6 +141,7 @@ class Mapping(FileMapping):
         self.guest_phys_addr = guest_phys_addr
         self.size = self.memory_size = memory_size
         self.userspace_addr = userspace_addr
+        self.claims = 1
         self._check_range("guest_phys_addr", guest_phys_addr)
         self._check_range("userspace_addr", userspace_addr)
         super().__init__(fd, memory_size, mmap_offset)

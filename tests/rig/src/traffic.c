@@ -7,7 +7,7 @@
  *   traffic tcp-send HOST PORT SECONDS                     records down one connection
  *   traffic tcp-recv PORT SECONDS                          one connection until its end, at most SECONDS
  *
- * The last line of each is its result in JSON; a receiver's first line is "ready", once nothing can get lost. A record (a datagram, or a piece of the TCP stream) starts with a header that holds
+ * SIGINT ends the time of a sender. The last line of each is its result in JSON; a receiver's first line is "ready", once nothing can get lost. A record (a datagram, or a piece of the TCP stream) starts with a header that holds
  * its length, its sequence number and a CRC-32 of all that follows the CRC; the body differs from record to record,
  * so that bytes of another record in its place are seen. A receiver remembers every sequence number: it tells
  * records that are lost, damaged, doubled and late from each other.
@@ -16,6 +16,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +45,13 @@ struct tally {
 };
 
 static uint32_t crc_table[8][256];
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
 
 static void make_crc_table(void)
 {
@@ -220,9 +228,10 @@ static int udp_send(const char *host, const char *port, const char *size, double
     int fd = connected(SOCK_DGRAM, host, port, 0);
     double start = now(), time;
     uint32_t sent = 0;
-    while ((time = now()) - start < seconds) {
-        if (rate > 0 && sent > (time - start) * rate) {
-            usleep(200);
+    while ((time = now()) - start < seconds && !interrupted) {
+        double early = rate > 0 ? sent / rate - (time - start) : 0;
+        if (early > 0) {
+            usleep(early * 1e6 + 1);
             continue;
         }
         uint32_t length = smallest + sent * 7919u % (largest - smallest + 1);
@@ -320,7 +329,7 @@ static int tcp_send(const char *host, const char *port, double seconds)
     double start = now();
     uint64_t sequence = 0;
     for (int last = 0; !last; sequence++) {
-        last = now() - start >= seconds;
+        last = interrupted || now() - start >= seconds;
         build(record, TCP_RECORD, sequence, 0);
         for (size_t done = 0; done < TCP_RECORD;) {
             ssize_t written = send(fd, record + done, TCP_RECORD - done, MSG_NOSIGNAL);
@@ -388,6 +397,8 @@ int main(int count, char **words)
 {
     const char *mode = count > 1 ? words[1] : "";
     make_crc_table();
+    if (strstr(mode, "-send"))
+        signal(SIGINT, on_interrupt); /* restarts what it interrupts; a shell's background jobs ignore it otherwise */
     if (count >= 6 && !strcmp(mode, "udp-send"))
         return udp_send(words[2], words[3], words[4], atof(words[5]), count > 6 ? atof(words[6]) : 0);
     if (count == 4 && !strcmp(mode, "udp-recv"))

@@ -1,12 +1,16 @@
 """The front-end's memory: a whole table at once, or region by region.
 
+QEMU (7.2) adds a region once for each queue pair, and removes it as often. So a region that is told again, the same to
+the file, is counted, and is gone when it was removed as often.
+
 A table is never edited. Each of these requests makes a new one, which all rings adopt before the answer goes out; so
 when the front-end reads that answer it may take away what the old table alone had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 
 from vhostuser.errors import PayloadError, StateError
@@ -44,6 +48,12 @@ async def _add_mem_reg(connection: Connection, message: Message) -> Payload | No
     """Add a region. A started ring runs as soon as it finds all of its memory, which this region need not hold."""
     assert isinstance(message.payload, SingleRegion)
     present = (connection.postcopy.announced or connection.memory).mappings
+    if known := _known(connection, present, message.payload.region, message.fds.filenos()[0]):
+        known.claims += 1
+        if connection.postcopy.listening:  # it will be acknowledged like any other
+            _announce(connection, GuestMemory(present))
+            return SingleRegion(replace(message.payload.region, userspace_addr=known.host_address))
+        return None
     if len(present) >= MAX_MEM_SLOTS:
         raise StateError(f"ADD_MEM_REG: {len(present)} memory regions are known, the limit is {MAX_MEM_SLOTS}")
     memory = _map(connection, (message.payload.region,), message.fds, present)
@@ -66,6 +76,9 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
             break
     else:
         raise PayloadError(f"REM_MEM_REG: there is no memory region {region}")
+    if mapping.claims > 1:
+        mapping.claims -= 1
+        return
     begin = mapping.userspace_addr
     if rings := connection.rings_in(range(begin, begin + mapping.memory_size)):
         raise StateError(f"REM_MEM_REG: vrings {rings} run in {mapping!r}")
@@ -73,10 +86,11 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
 
 
 def _map(
-    connection: Connection, regions: Sequence[MemoryRegion], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
+    connection: Connection, regions: tuple[MemoryRegion, ...], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
 ) -> GuestMemory:
     """A table of regions that are mapped now, and of those that are `present`. Raises as `Mapping` and it do."""
-    connection.check_mapped(sum(m.memory_size for m in present) + sum(region.memory_size for region in regions))
+    size = sum(region.memory_size for region in regions)
+    connection.check_mapped(size + sum(mapping.memory_size for mapping in present))
     mappings: list[Mapping] = []
     try:
         for region, fd in zip(regions, fds, strict=True):
@@ -87,6 +101,17 @@ def _map(
         for mapping in mappings:
             mapping.close()
         raise
+
+
+def _known(connection: Connection, present: tuple[Mapping, ...], region: MemoryRegion, fd: int) -> Mapping | None:
+    """The region of which this one is a repetition."""
+    status = os.fstat(fd)
+    told = region.guest_phys_addr, region.memory_size, _userspace_addr(connection, region)
+    origin = status.st_dev, status.st_ino, region.mmap_offset
+    for mapping in present:
+        if (mapping.guest_phys_addr, mapping.memory_size, mapping.userspace_addr, mapping.origin) == (*told, origin):
+            return mapping
+    return None
 
 
 def _announce(connection: Connection, memory: GuestMemory) -> None:

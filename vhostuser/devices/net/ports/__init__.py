@@ -25,7 +25,7 @@ class Port(Protocol):
         unsupported: network features that the port cannot do.
         batching: how packets can be moved in batches without overtaking each other or being lost.
         capabilities: what it needs of the process after it was opened.
-        mtu_capabilities: what it needs besides if its MTU can be set.
+        mtu_capabilities: what setting the MTU needs besides.
         header_size: bytes of virtio_net_hdr before each packet here, since it was configured. A port that does not know
             num_buffers has 10 although the driver has 12.
     """

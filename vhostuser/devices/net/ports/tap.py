@@ -69,8 +69,7 @@ class Tap:
         queues: how many queue pairs it serves: one with each queue.
         unsupported: network features that this kernel's tap cannot do.
         batching: by io_uring if the queue takes all that is written to it, as it does unless somebody limited it.
-        capabilities: nothing: queues are switched without any.
-        mtu_capabilities: what setting the MTU needs.
+        capabilities, mtu_capabilities: what setting the MTU needs, and nothing else.
         header_size: bytes of virtio_net_hdr before each packet.
     """
 
