@@ -131,7 +131,7 @@ async def test_a_region_is_made_and_brought_back(holder: Holder, path: Path, mem
 
 @pytest.mark.proves("VU-INFLIGHT-2")
 @pytest.mark.parametrize(("num_queues", "queue_size"), [(65535, 65535), (0, 8), (2, 8), (1, 0), (1, 32769)])
-async def test_a_region_for_what_there_is_not_is_refused(
+async def test_i1_a_region_for_what_there_is_not_is_refused(
     holder: Holder, path: Path, memory: GuestRam, num_queues: int, queue_size: int
 ) -> None:
     async with front_end_of(path, memory) as front_end:
@@ -156,7 +156,7 @@ async def test_a_region_for_what_there_is_not_is_refused(
         pytest.param(Inflight(192, 32, 1, 8), id="offset not aligned"),
     ],
 )
-async def test_a_region_that_is_not_there_is_refused(
+async def test_i1_a_region_that_is_not_there_is_refused(
     holder: Holder, path: Path, memory: GuestRam, told: Inflight
 ) -> None:
     async with front_end_of(path, memory) as front_end:
@@ -201,7 +201,7 @@ async def test_a_reset_ends_the_region(holder: Holder, path: Path, memory: Guest
 
 
 @pytest.mark.proves("VU-INFLIGHT-2")
-async def test_a_thousand_regions_leave_one(victim: Victim) -> None:
+async def test_i2_a_thousand_regions_leave_one(victim: Victim) -> None:
     async with await victim.connect() as front_end:
         await front_end.negotiate(DRIVER_FEATURES, TRACKING)
         for _ in range(1000):
@@ -211,7 +211,7 @@ async def test_a_thousand_regions_leave_one(victim: Victim) -> None:
 
 @pytest.mark.proves("VIO-INFLIGHT-6")
 @either_layout
-async def test_a_record_that_cannot_be_keeps_its_ring_from_starting(
+async def test_i1_a_record_that_cannot_be_keeps_its_ring_from_starting(
     holder: Holder, path: Path, memory: GuestRam, packed: bool
 ) -> None:
     with ring_of(memory, packed) as ring:
