@@ -42,7 +42,11 @@ MQ = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
 
 
 class SeveralPorts:
-    """A port of several pairs, each of which has its own other end."""
+    """A port of several pairs, each of which has its own other end.
+
+    Attributes:
+        attached_at_carrier: the pairs to which the host sent when the carrier was set last.
+    """
 
     def __init__(self, queues: int) -> None:
         self.name = "several pairs"
@@ -73,6 +77,7 @@ class SeveralPorts:
             port.configure(features, header_size)
 
     def set_carrier(self, up: bool) -> None:
+        self.attached_at_carrier = self.attached
         for port in self.pairs:
             port.set_carrier(up)
 
@@ -146,7 +151,9 @@ async def driving(served: Server4, *pairs: int) -> AsyncIterator[list[NetDriver]
 
 
 async def stop(served: Server4, driver: NetDriver) -> None:
+    """Take a pair out of use."""
     for ring in (driver.rx, driver.tx):
+        await served.front_end.enable_ring(ring, False)
         await served.front_end.stop_ring(ring)
 
 
@@ -195,6 +202,7 @@ async def test_a_pair_that_is_not_used_has_no_thread_and_needs_nothing(served: S
             await accepted(served.front_end, ask(R.SET_VRING_ENABLE, VringState(index, 1)))
             reply = await served.front_end.request(R.GET_VRING_BASE, VringState(index, 0))
             assert reply == VringState(index, 0)
+            await accepted(served.front_end, ask(R.SET_VRING_ENABLE, VringState(index, 0)))
         assert await served.attached() == [0, 2]
         await exchange(served.pairs[0], first)
         await exchange(served.pairs[2], third)
@@ -223,6 +231,22 @@ async def test_the_host_sends_to_rings_that_run(served: Server4, steps: tuple[st
             await served.front_end.stop_ring(ring)
             assert await served.attached() == []
             await served.front_end.enable_ring(ring, False)
+
+
+@pytest.mark.proves("VIO-MQ-4")
+async def test_the_hosts_flows_stay_where_they_are_while_pairs_start_and_stop_one_by_one(served: Server4) -> None:
+    """The carrier, with which packets begin to come, is up when all pairs are attached."""
+    for index in range(2 * PAIRS):
+        await accepted(served.front_end, ask(R.SET_VRING_ENABLE, VringState(index, 1)))
+    assert await served.attached() == []
+    async with driving(served, 0, 1, 2) as drivers:
+        assert served.port.attached_at_carrier == list(range(PAIRS))
+        assert await served.attached() == list(range(PAIRS))
+        for driver in drivers:
+            assert await served.attached() == list(range(PAIRS))
+            for ring in (driver.rx, driver.tx):
+                await served.front_end.stop_ring(ring)
+        assert await served.attached() == []
 
 
 async def test_transmit_rings_alone_attach_nothing(served: Server4) -> None:

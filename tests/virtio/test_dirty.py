@@ -222,6 +222,24 @@ def test_nothing_is_written_beyond_the_log(ram: GuestRam, kind: Any, size: int) 
 
 
 @pytest.mark.proves("VU-LOG-7")
+@pytest.mark.parametrize("size", [1, 2, 4096, 4097])
+def test_the_first_page_behind_the_log(ram: GuestRam, size: int) -> None:
+    """The last page that the log has a bit for is logged, and the one behind it, whose bit is in the next byte, not."""
+    with Discard(ram) as bench, ExitStack() as stack:
+        bitmap = stack.enter_context(DirtyBitmap(ram.top))
+        os.ftruncate(bitmap.fd.fileno(), 2 * PAGE)
+        log = stack.enter_context(closing(DirtyLog(bitmap.fd.fileno(), size, 0)))
+        for told in (8 * size * PAGE, 8 * size * PAGE - PAGE):
+            assert not any(os.pread(bitmap.fd.fileno(), 2 * PAGE, 0))
+            bench.ring.set_log(log, True, told, -1)
+            bench.add()
+            turn_until_idle(bench.pump)
+        content = os.pread(bitmap.fd.fileno(), 2 * PAGE, 0)
+        assert [i for i, byte in enumerate(content) if byte] == [size - 1]
+        assert content[size - 1] == 0x80
+
+
+@pytest.mark.proves("VU-LOG-7")
 @pytest.mark.parametrize(
     "told", [LAST_PAGE, (1 << 64) - 1, (1 << 64) - 8, 1 << 63, 0xDEAD_BEEF_0000], ids=lambda told: f"L2-{told:#x}"
 )

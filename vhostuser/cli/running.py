@@ -89,6 +89,17 @@ class Guest:
             device.record(MOMENTS)
         return device
 
+    @property
+    def capabilities(self) -> Capability:
+        """What it takes to reach its front-end again: a listening one's socket may be another user's."""
+        return Capability.DAC_OVERRIDE if self.client else NOTHING
+
+    def check_reports(self) -> None:
+        """Warn of files that could be written at the start only."""
+        for option, path in (("--counters", self.counters), ("--timeline", self.timeline)):
+            if path is not None and not os.access(path.parent, os.W_OK, effective_ids=True):
+                log.warning("%s %s: cannot be written any more: folder of another user", option, path)
+
     @contextmanager
     def watch(self) -> Iterator[WriteWatch | None]:
         """What dirty logs are audited with, for as long as the block runs; None if they are not. Raises PortError."""
@@ -112,17 +123,6 @@ class Guest:
             raise PortError("--postcopy: a page that is waited for would stop all of an interpreted data path")
         with open_source() as source:
             yield source
-
-    @property
-    def capabilities(self) -> Capability:
-        """What it takes to reach its front-end again: a listening one's socket may be another user's."""
-        return Capability.DAC_OVERRIDE if self.client else NOTHING
-
-    def check_reports(self) -> None:
-        """Warn of files that could be written at the start only."""
-        for option, path in (("--counters", self.counters), ("--timeline", self.timeline)):
-            if path is not None and not os.access(path.parent, os.W_OK, effective_ids=True):
-                log.warning("%s %s: cannot be written any more: folder of another user", option, path)
 
     def report(self, device: Device, server: Server) -> None:
         """Write the files that are asked for."""

@@ -151,7 +151,7 @@ class Connection:
                     self.postcopy.end()
                     nursery.cancel_scope.cancel()
                     self.device.front_end = None
-                    self._tell_device()
+                    self._tell_device(self._running_rings())
         finally:
             self._release()
 
@@ -188,16 +188,16 @@ class Connection:
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
-    async def _end_postcopy_with_front_end(self) -> None:
-        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
-        await self._channel.wait_hangup()
-        self.postcopy.end()
-
     def check_mapped(self, size: int) -> None:
         """Raise PayloadError for a memory table, a log or a record of more bytes than a connection may map."""
         limit = self._channel.limits.mapped_bytes
         if size > limit:
             raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
+
+    async def _end_postcopy_with_front_end(self) -> None:
+        """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
+        await self._channel.wait_hangup()
+        self.postcopy.end()
 
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
@@ -213,7 +213,7 @@ class Connection:
             if isinstance(outcome, Failed):
                 self._complaints.add("refused: %s", outcome.error)
             reply = self.session.answer(message, outcome)
-            self._tell_device()
+            self._tell_device(self._running_rings())
             self.backend_channel.rings_changed()
         if reply is not None:
             with reply.fds:
@@ -243,19 +243,20 @@ class Connection:
         the moment, what it sent by the others before would be overtaken there. So a ring that was enabled by a request,
         not by default, counts as long as any ring is live.
         """
-        over = self._nursery is None or self._nursery.cancel_scope.cancel_called
-        if over or not any(vring.live for vring in self.vrings):
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
             return set()
-        by_request = self.session.features & VhostFeature.PROTOCOL_FEATURES
-        return {
-            vring.index
-            for vring, status in zip(self.vrings, self.session.vrings, strict=True)
-            if status.enabled and (not self.ring(vring.index).fault if vring.live else by_request)
-        }
+        live = {vring.index for vring in self.vrings if vring.live}
+        processed = {index for index in live if self.session.vrings[index].enabled and not self.ring(index).fault}
+        return processed | (self._enabled_by_request() - live if live else set())
 
-    def _tell_device(self) -> None:
+    def _enabled_by_request(self) -> set[int]:
+        """The rings that a request enabled; where protocol features were not negotiated that is done by default."""
+        if not self.session.features & VhostFeature.PROTOCOL_FEATURES:
+            return set()
+        return {index for index, status in enumerate(self.session.vrings) if status.enabled}
+
+    def _tell_device(self, running: set[int]) -> None:
         """Tell the device which rings began to run, and which do not any more."""
-        running = self._running_rings()
         for index in sorted(self._running ^ running):
             self.device.ring_running(index, index in running)
         self._running = running
@@ -423,6 +424,7 @@ class Connection:
         assert self._nursery is not None
         features = self.session.features & ~int(VhostFeature.LOG_ALL)  # no driver acknowledges that
         if not self._groups:
+            self._tell_device(self._enabled_by_request())  # first: the carrier of a driver that is there brings packets
             self.device.driver_started(features)
         try:
             pump = self.device.pump(number, features)
@@ -466,7 +468,7 @@ class Connection:
         while True:
             await live.fault.wait()
             live.fault = trio.Event()
-            self._tell_device()
+            self._tell_device(self._running_rings())
 
     async def _serve(self, queue: Queue) -> None:
         """A Python device's chains; a chain that its driver took away or spoiled is the driver's loss alone."""
