@@ -125,10 +125,11 @@ class WildDevice:
     def round(self) -> None:
         """New tables, and turns on them; a ring that broke is started again somewhere."""
         for ring, areas in zip(self.pump.rings, self.addresses, strict=True):
+            ring.enabled = self.random.random() < 0.95
             if ring.fault or not ring.started:
                 self._start(ring, areas)
-            ring.enabled = self.random.random() < 0.95
-            self._lay_out(ring, areas)
+            else:
+                self._lay_out(areas, ring.position())
         for _ in range(TURNS):
             if not self.pump.turn() & WORK:
                 break
@@ -153,19 +154,14 @@ class WildDevice:
         ring.set_kick(self.notifiers[0])
         ring.set_call(self.notifiers[1])
         ring.set_err(self.notifiers[2])
-        base = self.random.randrange(NUM)
-        if not self.packed:
-            ring.start(base)
-            return
-        # every slot available to one lap or the other, so that none contradicts the position but what is written over
-        self.ram.write(areas[0], struct.pack("<QIHH", 0, 0, 0, AVAIL) * NUM)
+        base = self.random.randrange(NUM) | self.packed * self.random.choice((0, 1 << 15))
+        self._lay_out(areas, base)
         try:
-            ring.start(base | self.random.choice((0, 1 << 15)))
-        except PayloadError:
-            self.faults["the ring's slots contradict its position"] += 1
+            ring.start(base)
+        except PayloadError:  # a packed ring's slots deny the position, by the other process's doing
+            self.faults["position refused"] += 1
 
-    def _lay_out(self, ring: Ring, areas: tuple[int, int, int]) -> None:
-        position = ring.position()
+    def _lay_out(self, areas: tuple[int, int, int], position: int) -> None:
         if self.packed:
             self.ram.write(areas[0], self._packed_table(position & 0x7FFF, bool(position & 1 << 15)))
             return

@@ -165,7 +165,7 @@ async def test_a_region_for_what_there_is_not_is_refused(
         pytest.param(Inflight(192, 32, 1, 8), id="I1-offset-not-aligned"),
     ],
 )
-async def test_a_region_that_is_not_there_is_refused(
+async def test_i1_a_region_that_is_not_there_is_refused(
     holder: Holder, path: Path, memory: GuestRam, told: Inflight
 ) -> None:
     async with front_end_of(path, memory) as front_end:
@@ -220,7 +220,7 @@ async def test_i2_a_thousand_regions_leave_one(victim: Victim) -> None:
 
 @pytest.mark.proves("VIO-INFLIGHT-6")
 @either_layout
-async def test_a_record_that_cannot_be_keeps_its_ring_from_starting(
+async def test_i1_a_record_that_cannot_be_keeps_its_ring_from_starting(
     holder: Holder, path: Path, memory: GuestRam, packed: bool
 ) -> None:
     with ring_of(memory, packed) as ring:
