@@ -26,7 +26,15 @@ HOSTILE_TESTS = "tests/hostile"
 #: These try nothing that is compiled, so one run is enough.
 ONE_EDITION = [
     f"--ignore=tests/{name}"
-    for name in ("wire", "session", "transport", "hostile/test_framing.py", "hostile/test_storms.py")
+    for name in (
+        "wire",
+        "session",
+        "transport",
+        "specification",
+        "faults",
+        "hostile/test_framing.py",
+        "hostile/test_storms.py",
+    )
 ]
 
 #: Guest tests whose peers poll without a pause, or that count what a loaded machine would lose.

@@ -18,7 +18,7 @@ from tests.faults.table import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("vhostuser", "tests", "scripts", "protocol-spec", "pyproject.toml")
-UNUSED = shutil.ignore_patterns("__pycache__", "*.so", "*.c", "guest", "src")
+UNUSED = shutil.ignore_patterns("*.so", "*.c", "guest", "src")  # what Python compiled stays of use
 AT_A_TIME = 3
 TIMEOUT = 60
 

@@ -245,7 +245,7 @@ async def test_while_all_rings_are_stopped_nothing_is_written_or_called(victim: 
             os.eventfd_read(ring.call_fd.fileno())
 
 
-@pytest.mark.proves("VU-RING-32")
+@pytest.mark.proves("VU-VRING-BASE-1")
 async def test_what_a_stopped_ring_took_it_has_used(victim: Victim, running: Running) -> None:
     """Stopped in the middle of a burst: as much has left by the port as the answer says, and as the driver sees."""
     driver, front_end = running.driver, running.front_end

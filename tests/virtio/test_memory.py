@@ -74,6 +74,17 @@ def test_a_range_lies_where_each_of_its_bytes_lies(regions: list[tuple[int, int]
 
 
 @pytest.mark.proves("VIO-MEM-1")
+def test_no_byte_behind_a_region_belongs_to_it() -> None:
+    """The first two regions touch, and one byte lies between the second and the third."""
+    memory = table((PAGE, PAGE), (2 * PAGE, PAGE), (3 * PAGE + 1, PAGE))
+    assert memory.pieces(2 * PAGE - 16, 17) == [(0x1000_0000 + PAGE - 16, 16), (0x2000_0000, 1)]
+    assert memory.pieces(3 * PAGE - 2, 2) == [(0x2000_0000 + PAGE - 2, 2)]
+    for address, length in [(PAGE - 1, 2), (3 * PAGE - 2, 3), (3 * PAGE, 1), (4 * PAGE, 2)]:
+        with pytest.raises(MemoryAccessError):
+            memory.pieces(address, length)
+
+
+@pytest.mark.proves("VIO-MEM-1")
 @pytest.mark.parametrize(
     ("address", "length"),
     [
