@@ -317,6 +317,41 @@ FAULTS = [
         "DID NOT RAISE .*RefusedError",
     ),
     Fault(
+        "an IOTLB entry is used after it was withdrawn",
+        "VU-IOTLB-3",
+        "runtime/handlers/iommu.py",
+        (
+            (
+                "    await connection.adopt_iotlb(_changed(connection.iommu.table, message.payload))\n",
+                "    connection.iommu.table = _changed(connection.iommu.table, message.payload)\n"
+                "    if message.payload.type == IotlbType.UPDATE:\n"
+                "        await connection.adopt_iotlb(connection.iommu.table)\n",
+            ),
+        ),
+        "runtime/test_iommu.py::test_invalidations_under_traffic",
+        "assert driver.tx.desc_addr // PAGE in",
+    ),
+    Fault(
+        "what is written is logged by I/O virtual address",
+        "VU-IOTLB-13",
+        "virtio/ring.py",
+        (
+            (
+                "        self.log.place(memory, self.desc, self.device)\n",
+                "        rows = list(self.writes_to.rows)\n"
+                "        pairs = sorted(zip(rows[2::3], rows[::3], strict=True))\n"
+                '        self.writes_to.hosts = array("Q", [number for pair in pairs for number in pair])\n'
+                "        self.log.place(self.writes_to, self.desc, self.device)\n",
+            ),
+            (
+                "        self.log.place(self.memory, self.desc, self.device)\n",
+                "        self.log.place(self.writes_to, self.desc, self.device)\n",
+            ),
+        ),
+        "runtime/test_iommu.py::test_the_log_is_by_guest_physical_address",
+        "assert written <= logged",
+    ),
+    Fault(
         "the third front-end is never served",
         "VU-COM-1",
         "runtime/serve.py",
