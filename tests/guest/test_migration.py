@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.rig.image import GuestImage
-from tests.rig.migration import Traveller, reverse_arps, trips, with_large_packets
+from tests.rig.migration import Traveller, audited, reverse_arps, trips, with_large_packets
 from tests.rig.netns import Netns
 from tests.rig.places import TAPS, Plan, ours, two_places
 from tests.rig.process import wait_until
@@ -29,7 +29,7 @@ def learnt(netns: Netns) -> str:
 
 @pytest.mark.parametrize(
     "plan",
-    [Plan(rate=400), with_large_packets(Plan(packed=True, pairs=2, rate=400))],
+    [audited(Plan(rate=400)), with_large_packets(audited(Plan(packed=True, pairs=2, rate=400)))],
     ids=["split, one pair", "packed, two pairs, large packets"],
 )
 def test_there_and_back_under_traffic(image: GuestImage, plan: Plan) -> None:

@@ -286,7 +286,7 @@ class Connection:
         return processed | (self._enabled_by_request() - live if live else set())
 
     def _enabled_by_request(self) -> set[int]:
-        """The rings that a request enabled; without the negotiation of protocol features they are enabled by default."""
+        """The rings that a request enabled: all that are, unless PROTOCOL_FEATURES is missing, which enables them."""
         if not self.session.features & VhostFeature.PROTOCOL_FEATURES:
             return set()
         return {index for index, status in enumerate(self.session.vrings) if status.enabled}
