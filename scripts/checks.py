@@ -76,6 +76,7 @@ SIDE_BY_SIDE = [
     pytest("guests interpreted", *SHORT_GUEST_TESTS, env=INTERPRETED),
     Check("mypy", [PYTHON, "-m", "mypy"]),
     Check("ruff", [PYTHON, "-m", "ruff", "check"]),
+    Check("layout of the source", [PYTHON, "-m", "ruff", "format", "--check"]),
     Check("specification coverage", [PYTHON, "scripts/spec-coverage"]),
 ]
 

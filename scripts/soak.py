@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any
 
 import click
 
-from tests.rig import acceptance, debian
+from tests.rig import acceptance, debian, kills, wild_rings
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
 from tests.rig.datapath import Plan
@@ -35,10 +36,13 @@ from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
 from tests.rig.traffic import Host
+from tests.rig.wild_frames import wild_frames
 from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
 from vhostuser import edition
 
 EVIDENCE = Path("evidence")
+FRAMES = 1_000_000
+RING_OPERATIONS = 10_000_000
 FRAMES_PER_SECOND = 20_000  # both ways together, in the run `datapath`
 
 
@@ -63,6 +67,16 @@ def reconnect() -> dict[str, Any]:
         "back-end killed and restarted": acceptance.restart_back_end(image, cycles=100),
         "front-ends come and go": acceptance.restart_front_end(cycles=100),
         "listening front-end killed and restarted": acceptance.restart_listening_front_end(image, cycles=100),
+    }
+
+
+def kill(cycles: int = 50) -> dict[str, Any]:
+    """The back-end, then QEMU, killed fifty times in the middle of checked traffic; and a packed ring's back-end."""
+    image = guest_image()
+    return {
+        "back-end killed": kills.kill_back_ends(image, cycles=cycles),
+        "back-end of a packed ring killed": kills.kill_back_end_of_packed_ring(image),
+        "QEMU killed": kills.kill_qemus(image, cycles=cycles),
     }
 
 
@@ -137,8 +151,21 @@ def fences() -> dict[str, Any]:
     return results
 
 
+def hostile(seed: int = 1) -> dict[str, Any]:
+    """A million random and mutated frames, ten million ring operations on hostile memory: nothing crashes or stays."""
+    results: dict[str, Any] = {"frames": wild_frames(FRAMES, seed)}
+    with tempfile.TemporaryDirectory() as folder:
+        for layout in wild_rings.LAYOUTS:
+            log = Path(folder) / "log"
+            operations = RING_OPERATIONS // len(wild_rings.LAYOUTS) + 1
+            results[f"ring operations, {layout}"] = wild_rings.wild_rings(operations, layout, seed, log)
+    return {"seed": seed, **results}
+
+
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
+    "hostile": hostile,
+    "kill": kill,
     "hotplug": hotplug,
     "idle": idle,
     "flood": flood,

@@ -10,6 +10,7 @@ import trio
 
 from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
+from vhostuser.privileges import NOTHING
 
 MAX_PACKET = 65536 + 64
 
@@ -23,6 +24,7 @@ class PairPort:
         attached: whether the pair's receive ring runs.
         unsupported: network features that the port cannot do: none.
         batching: none: what runs over it is tried with a system call a packet.
+        capabilities, mtu_capabilities: none.
         host: the test's end, where each packet has its virtio_net_hdr before it.
         header_size: bytes of that header, as the last driver negotiated; 0 before the first.
         features: what the last driver accepted.
@@ -40,6 +42,7 @@ class PairPort:
         self.attached = False
         self.unsupported = NetFeature(0)
         self.batching = Batching.NONE
+        self.capabilities = self.mtu_capabilities = NOTHING
         self.header_size = 0
         self.features = 0
         self.carrier = False

@@ -66,7 +66,7 @@ def test_the_ring_counters_have_the_numbers_of_the_layout() -> None:
 
 def test_every_fault_has_a_sentence_and_every_sentence_a_fault() -> None:
     faults = {layout.AVAIL_INDEX, layout.HEAD_INDEX, layout.NEXT_INDEX, layout.CHAIN_LOOP}
-    assert faults | {layout.BAD_INDIRECT, layout.VANISHED, layout.UNPLACED} == set(FAULTS)
+    assert faults | {layout.BAD_INDIRECT, layout.VANISHED, layout.UNPLACED, layout.UNPOSITIONED} == set(FAULTS)
 
 
 def test_each_compiled_module_has_its_declarations() -> None:

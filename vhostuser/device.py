@@ -22,6 +22,7 @@ import trio
 
 from vhostuser.errors import PayloadError
 from vhostuser.fds import OwnedFd
+from vhostuser.privileges import NOTHING, Capability
 from vhostuser.virtio.features import SUPPORTED
 from vhostuser.virtio.layout import EITHER
 from vhostuser.virtio.pump import ChainPump, Pump
@@ -71,7 +72,10 @@ class Device:
         groups: the ring indices of each queue group.
         features: the virtio feature bits offered, ring features included.
         mtu_settable: whether :meth:`set_mtu` works, so that NET_MTU may be offered.
+        capabilities: what it still needs of the process after it was opened.
         announces: whether :meth:`announce` works, so that RARP may be offered.
+        inband: whether INBAND_NOTIFICATIONS is offered: kicks and calls as messages, for simulators. It is slow, and
+            some front-ends take it without need (user-mode Linux).
         has_config: whether the configuration space is the device's, so that CONFIG may be offered; front-ends of
             network devices keep it themselves.
         max_state: most bytes of what :meth:`save` returns; 0 where rings are all the state that there is.
@@ -85,7 +89,9 @@ class Device:
     groups: tuple[tuple[int, ...], ...]
     features: int = SUPPORTED
     mtu_settable: ClassVar[bool] = False
+    capabilities: Capability = NOTHING
     announces: ClassVar[bool] = False
+    inband: bool = False
     has_config: bool = False
     max_state: int = 0
     shares_objects: bool = False
@@ -172,13 +178,14 @@ class Chain:
         readable, writable: bytes of its buffers.
     """
 
-    def __init__(self, pump: ChainPump, in_turn: InTurn[object]) -> None:
+    def __init__(self, pump: ChainPump, in_turn: InTurn[object], completed: Callable[[], None]) -> None:
         readable, writable = pump.buffers()
         self.readable = sum(size for _, size in readable)
         self.writable = sum(size for _, size in writable)
         self._pump = pump
         self._ticket = pump.ticket
         self._in_turn = in_turn
+        self._completed = completed
 
     async def read(self, limit: int = 1 << 20) -> bytes:
         """What the driver wrote, at most `limit` bytes: it may name one buffer many times.
@@ -197,7 +204,10 @@ class Chain:
             written = self._pump.write(self._ticket, data) if data else 0
             self._pump.complete(self._ticket, written)
 
-        await self._in_turn(finish)
+        try:
+            await self._in_turn(finish)
+        finally:
+            self._completed()
 
 
 class Queue:
@@ -207,6 +217,16 @@ class Queue:
         self._pump = pump
         self._in_turn = in_turn
         self._ready = trio.Event()
+        self._completed = trio.Event()
+
+    async def drain(self) -> None:
+        """Hand out nothing new, and wait until what is in flight was completed."""
+        await self._in_turn(self._pump.wind_down)
+        while True:
+            self._completed = trio.Event()
+            if not await self._in_turn(self._pump.unfinished):
+                return
+            await self._completed.wait()
 
     def offer(self) -> None:
         """The thread took a chain; called in the event loop."""
@@ -218,4 +238,4 @@ class Queue:
     async def __anext__(self) -> Chain:
         await self._ready.wait()
         self._ready = trio.Event()
-        return Chain(self._pump, self._in_turn)
+        return Chain(self._pump, self._in_turn, lambda: self._completed.set())

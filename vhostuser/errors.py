@@ -15,6 +15,7 @@
     │   └── RingError                 indices, descriptors or chains that cannot be
     ├── PortError                   the host side (tap, socket) failed
     ├── EndpointError               the vhost-user socket cannot be made or used
+    ├── PrivilegeError              the process cannot give up what it was to give up
     └── ConnectionClosedError       the peer is gone
 
 A message holds the offending value, the limit, and the specification's name for it:
@@ -80,6 +81,10 @@ class PortError(VhostUserError):
 
 class EndpointError(VhostUserError):
     """A socket cannot be made, or what stands in its place is not one that we may use."""
+
+
+class PrivilegeError(VhostUserError):
+    """The process cannot become another user, or cannot give up its capabilities."""
 
 
 class ConnectionClosedError(VhostUserError):

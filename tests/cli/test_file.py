@@ -94,8 +94,3 @@ def test_the_command_line_says_the_same() -> None:
     result = CliRunner().invoke(main, ["net", "--socket-path=s", "--tap", "a", "--null"])
     assert result.exit_code == 2
     assert "exactly one of --tap, --packet, --loop and --null is needed" in result.output
-
-
-def test_capabilities_are_told_whatever_else_is_missing() -> None:
-    result = CliRunner().invoke(main, ["net", "--print-capabilities"])
-    assert (result.exit_code, result.output) == (0, '{"type": "net", "features": []}\n')

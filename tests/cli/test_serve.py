@@ -155,7 +155,7 @@ async def test_a_guest_whose_port_goes_away_ends_alone(tmp_path: Path) -> None:
             ip("link", "delete", f"{name}a")
 
 
-@pytest.mark.proves("VIO-MANY-2")
+@pytest.mark.proves("VIO-MANY-2", "VU-PROG-6")
 @pytest.mark.parametrize(
     ("port", "reason"),
     [('tap = "this-is-too-long"', "an interface name has 1 to 15 bytes"), ('packet = "nowhere0"', "no such interface")],
@@ -174,6 +174,7 @@ async def test_nobody_is_served_if_two_want_one_socket(tmp_path: Path) -> None:
         assert not (tmp_path / "1").exists()
 
 
+@pytest.mark.proves("VU-PROG-2", "VU-PROG-3")
 async def test_all_end_on_a_signal_and_count_on_another(tmp_path: Path) -> None:
     async with program(tmp_path, "".join(table(tmp_path, number) for number in range(8))) as serving:
         async with await serving.connect(5) as front_end:

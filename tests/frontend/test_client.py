@@ -159,6 +159,7 @@ async def test_unknown_requests_are_refused_or_passed_over() -> None:
         assert back_end.seen[0].startswith("request 77")
 
 
+@pytest.mark.proves("VU-FRONT-2")
 @pytest.mark.parametrize(
     "answer",
     [
@@ -174,6 +175,7 @@ async def test_what_is_no_answer_raises(answer: Frame) -> None:
             await front_end.request(R.GET_QUEUE_NUM)
 
 
+@pytest.mark.proves("VU-FRONT-2")
 async def test_silence_has_a_limit(autojump_clock: trio.testing.MockClock) -> None:
     async with connected(answers={R.GET_FEATURES: None}) as (front_end, _):
         with pytest.raises(FramingError, match="GET_FEATURES: no answer after 30 s"):

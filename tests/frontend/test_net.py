@@ -206,6 +206,13 @@ async def test_a_guest_answers_over_the_rings(make_wire: WireMaker) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.proves("VU-FRONT-4")
+async def test_a_ring_is_kicked_again_once_it_is_started(memory: GuestRam) -> None:
+    async with connected() as (front_end, _):
+        with closing(await NetDriver.start(front_end, memory, size=16)) as driver:
+            assert os.eventfd_read(driver.rx.kick_fd.fileno()) == 2  # one for the buffers, one after the start
+
+
 async def test_start_brings_a_device_up(memory: GuestRam) -> None:
     async with connected() as (front_end, back_end):
         driver = await NetDriver.start(front_end, memory, size=16)
@@ -279,6 +286,7 @@ async def test_several_pairs(memory: GuestRam) -> None:
         assert requests.count("SET_VRING_ENABLE") == 6
 
 
+@pytest.mark.proves("VU-FRONT-3")
 async def test_more_pairs_than_there_are(memory: GuestRam) -> None:
     async with connected() as (front_end, back_end):
         back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)
@@ -286,6 +294,7 @@ async def test_more_pairs_than_there_are(memory: GuestRam) -> None:
             await NetDriver.start_pairs(front_end, memory, 5)
 
 
+@pytest.mark.proves("VU-FRONT-3")
 async def test_pairs_without_the_protocol_feature(memory: GuestRam) -> None:
     async with connected() as (front_end, back_end):
         back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)

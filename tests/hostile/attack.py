@@ -18,7 +18,7 @@ from vhostuser.frontend.net import NetDriver
 from vhostuser.wire import layouts
 from vhostuser.wire.frames import VERSION, Frame, HeaderFlags, LentFds
 from vhostuser.wire.messages import U64, Payload
-from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest, Reply
+from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest, Reply, RequestSpec
 
 REQUEST = int(VERSION)
 NEED_REPLY = VERSION | HeaderFlags.NEED_REPLY
@@ -53,7 +53,7 @@ async def refused(front_end: FrontEnd, frame: Frame) -> None:
         await front_end.send_frame(frame)
         answer = await front_end.receive_frame()
         assert (answer.request, answer.flags) == (frame.request, REPLY)
-        assert answer.payload == _refusal(frame), f"{frame} was not refused: {answer}"
+        assert answer.payload == _refusal(frame, front_end), f"{frame} was not refused: {answer}"
         await talking(front_end)
 
 
@@ -94,11 +94,17 @@ async def signalled(fd: int) -> None:
         await trio.lowlevel.wait_readable(fd)
 
 
-def _refusal(frame: Frame) -> bytes:
+def _refusal(frame: Frame, front_end: FrontEnd) -> bytes:
     spec = FRONTEND_REQUESTS.get(frame.request)
-    if spec is None or spec.reply is not Reply.ALWAYS:
+    if spec is None or not _has_own_reply(spec, front_end):
         return layouts.build(U64(1))
     return layouts.build(spec.refusal) if spec.refusal else b""
+
+
+def _has_own_reply(spec: RequestSpec, front_end: FrontEnd) -> bool:
+    if spec.reply is Reply.GATED:
+        return bool(spec.gate and spec.gate & front_end.protocol_features)
+    return spec.reply is Reply.ALWAYS
 
 
 def eventfd(value: int = 0, flags: int = os.EFD_NONBLOCK) -> int:

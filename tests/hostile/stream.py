@@ -13,6 +13,7 @@ import trio
 
 from tests.hostile.attack import REPLY, REQUEST, ask
 from tests.hostile.victim import DEADLINE, Victim
+from vhostuser.runtime.offer import offer_of
 from vhostuser.wire import layouts
 from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.frames import HEADER_SIZE, Frame
@@ -54,7 +55,7 @@ async def receive_end(sock: Socket) -> None:
 
 
 def features_answer(victim: Victim) -> bytes:
-    word = victim.device.features | VhostFeature.PROTOCOL_FEATURES
+    word = offer_of(victim.device).virtio_features
     return Frame(R.GET_FEATURES, REPLY, layouts.build(U64(word))).encode()
 
 

@@ -45,8 +45,8 @@ from vhostuser.errors import ConnectionClosedError
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
-from vhostuser.runtime.connection import offer_of
-from vhostuser.transport.channel import Limits
+from vhostuser.limits import Limits
+from vhostuser.runtime.offer import offer_of
 from vhostuser.transport.endpoints import from_fd
 from vhostuser.wire import layouts
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
@@ -62,6 +62,7 @@ SERVED = (
     R.SET_OWNER,
     R.RESET_OWNER,
     R.SET_MEM_TABLE,
+    R.SET_LOG_FD,
     R.SET_VRING_NUM,
     R.SET_VRING_ADDR,
     R.SET_VRING_BASE,

@@ -14,7 +14,8 @@ from typing import Any, cast
 import pytest
 import trio
 
-from tests.hostile.raw import LAYOUT, RX, SIZE, TX, Session, memory
+from tests.hostile.raw import LAYOUT, OFFLOADS, RX, SIZE, TX, Session, memory
+from tests.hostile.test_ring_content import HEADERS
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of
 from tests.virtio.bench import signals
 from tests.virtio.packed import AVAIL, DESC, INDIRECT, NEXT, USED, WRITE, PackedDriver, Slot
@@ -159,6 +160,55 @@ async def test_a_chain_is_given_back_unused(victim: Victim, memory: GuestRam, na
         assert used[0] == (5, 0)
         assert len(used) == 2
         assert victim.server.counters()[f"vring{ring}_chains_dropped"] == 1
+
+
+PACKETS: dict[str, bytes | int] = {
+    **{f"V6-{size}-bytes": size for size in (1, 11, 12, 12 + 13, 12 + 65535 + 18 + 1, 16 * MIB)},
+    **{f"V8-packed-{name[3:]}": header.pack(12) + frame_of(0) for name, header in HEADERS.items()},
+}
+"""What is no packet: so many bytes of zero, or these."""
+
+
+@pytest.mark.proves("VIO-NET-3", "VIO-NET-6")
+@pytest.mark.parametrize("name", PACKETS)
+async def test_what_is_no_packet(victim: Victim, memory: GuestRam, name: str) -> None:
+    async with packed_session(victim, memory, OFFLOADS | VirtioFeature.RING_PACKED) as session:
+        content = PACKETS[name]
+        at, size = (0, content) if isinstance(content, int) else (0x8000, len(content))
+        if isinstance(content, bytes):
+            memory.write(at, content)
+        session.attack(TX, (at, size, 0), name=5)
+        await session.goes_on(TX, 1)
+        assert session.rings[TX].reap()[0] == (5, 0)
+        assert victim.server.counters()["tx_packets"] == 1
+
+
+@pytest.mark.proves("VIO-NET-15")
+@pytest.mark.parametrize("size", [pytest.param(1, id="V7-one-byte"), pytest.param(11, id="V7-a-byte-too-short")])
+async def test_receive_buffers_shorter_than_the_header(victim: Victim, memory: GuestRam, size: int) -> None:
+    async with packed_session(victim, memory) as session:
+        session.attack(RX, (0x8000, size, WRITE), name=5)
+        await session.goes_on(RX, 1)
+        assert session.rings[RX].reap()[0] == (5, 0)
+
+
+@pytest.mark.proves("VIO-PACKED-8")
+async def test_v10_event_words_that_mean_nothing(victim: Victim, memory: GuestRam) -> None:
+    """They cost the driver its own calls and nobody anything else; the device's own are not read back."""
+    async with packed_session(victim, memory) as session:
+        for number in range(3 * SIZE):
+            place = number * 0x1111 & 0xFFFF
+            for driver in session.rings:
+                for address in (driver.avail_addr, driver.used_addr):
+                    driver.set_event(address, number % 4, place)
+            driver = session.rings[TX]
+            frame = frame_of(number)
+            memory.write(0x8000, bytes(12) + frame)
+            session.attack(TX, (0x8000, 12 + len(frame), 0))
+            with trio.fail_after(DEADLINE):
+                assert await victim.port.receive() == frame
+                while not driver.reap():
+                    await trio.lowlevel.checkpoint()
 
 
 # ---- V11: what only packed rings have --------------------------------------------------------------------------------

@@ -298,6 +298,28 @@ async def test_a_position_far_from_the_avail_index(victim: Victim, halted: Runni
     await packets_flow(victim, halted)
 
 
+@pytest.mark.proves("VU-RING-33")
+@pytest.mark.parametrize(
+    ("request_", "value"),
+    [
+        pytest.param(R.SET_VRING_BASE, 0x8001_8001, id="Q4-packed-base-and-then-a-split-ring"),
+        pytest.param(R.SET_VRING_NUM, NUM - 1, id="Q2-packed-num-and-then-a-split-ring"),
+    ],
+)
+async def test_values_of_the_other_layout(victim: Victim, halted: Running, request_: R, value: int) -> None:
+    """Legal when they came; the layout was changed before the ring started."""
+    front_end, ring = halted.front_end, halted.driver.rx
+    await accepted(front_end, ask(R.SET_FEATURES, U64(front_end.features | VhostFeature.RING_PACKED)))
+    await accepted(front_end, ask(R.SET_VRING_NUM, VringState(0, NUM)))
+    await accepted(front_end, ask(request_, VringState(0, value)))
+    await accepted(front_end, ask(R.SET_FEATURES, U64(front_end.features)))
+    await accepted(front_end, ask(R.SET_VRING_ADDR, front_end.vring_addr(ring)))
+    with borrowed(eventfd()) as (kick,):
+        await refused(front_end, ask(R.SET_VRING_KICK, VringFd(0), [kick]))
+    await accepted(front_end, ask(R.SET_VRING_BASE, VringState(0, 0)))
+    await packets_flow(victim, halted)
+
+
 PACKED_BASES = pytest.mark.parametrize(
     "base",
     [

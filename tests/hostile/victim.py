@@ -25,8 +25,8 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
+from vhostuser.limits import Limits
 from vhostuser.runtime.serve import Server
-from vhostuser.transport.channel import Limits
 from vhostuser.transport.endpoints import Endpoint, listen
 from vhostuser.wire.requests import FrontendRequest
 
@@ -66,14 +66,19 @@ class Victim:
 
 @asynccontextmanager
 async def serving(
-    path: Path, limits: Limits | None = None, endpoint: Endpoint | None = None, userfaults: OwnedFd | None = None
+    path: Path,
+    limits: Limits | None = None,
+    endpoint: Endpoint | None = None,
+    userfaults: OwnedFd | None = None,
+    features: int = 0,
 ) -> AsyncIterator[Victim]:
     """Serve a network device at `path` while the block runs; `endpoint` is one that listens there already.
 
-    Post-copy is offered if there is what makes `userfaults`.
+    Post-copy is offered if there is what makes `userfaults`; `features` besides those that it offers by itself.
     """
     port = PairPort()
-    device = NetDevice(port)
+    device = NetDevice(port, features)
+    device.inband = True
     try:
         async with endpoint or await listen(path, limits) as origin, trio.open_nursery() as nursery:
             server = Server(device, origin, userfaults=userfaults)

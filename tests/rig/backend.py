@@ -32,7 +32,7 @@ class Footprint:
         fds: open descriptors by kind: sockets, eventfds, guest memory, ...
         mappings: what is mapped, by name, but for libraries, which are loaded as they are needed, and anonymous
             memory, which grows and shrinks with the allocator.
-        tasks: threads.
+        tasks: threads, but for those that wait for a next job: Trio keeps them for ten seconds.
     """
 
     fds: Counter[str]
@@ -54,7 +54,7 @@ class Footprint:
         mappings = Counter(
             name[0] for name in names if name and not name[0].startswith("[") and not Path(name[0]).is_file()
         )
-        return cls(fds, mappings, len(list((process / "task").iterdir())))
+        return cls(fds, mappings, sum(_is_busy(task) for task in (process / "task").iterdir()))
 
     def difference(self, other: Footprint) -> str:
         """What the other holds more (+) or less (-) than this one; empty when they are equal."""
@@ -65,6 +65,13 @@ class Footprint:
             if (count := theirs[kind] - mine[kind])
         ]
         return ", ".join(lines + ([f"{other.tasks - self.tasks:+d} threads"] if other.tasks != self.tasks else []))
+
+
+def _is_busy(task: Path) -> bool:
+    try:
+        return not (task / "comm").read_text().startswith("Trio thread ")
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # ended while we looked
 
 
 class Backend:

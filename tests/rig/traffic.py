@@ -166,6 +166,12 @@ class Flow:
         del result["complete"]  # the receiver fails without
         return Tally(**result)
 
+    def abandon(self) -> None:
+        """End the host's part of it: the guest is no more."""
+        for job in (self._sender, self._receiver):
+            if isinstance(job, HostJob):
+                job.kill()
+
 
 def last_json(output: str) -> dict[str, Any]:
     """The JSON object in the last line of what a program printed."""

@@ -7,12 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import trio
 
 import vhostuser
 from tests.runtime import audited
+from vhostuser.runtime import audit
+from vhostuser.virtio.audit import WriteWatch
+from vhostuser.virtio.layout import EITHER
+from vhostuser.virtio.pump import ChainPump, Pump
+from vhostuser.virtio.rings import make_ring
 
 ROOT = Path(audited.__file__).resolve().parent.parent.parent
 PACKAGE = Path(vhostuser.__file__).resolve().parent
@@ -46,6 +54,24 @@ async def test_nothing_is_missed(kind: str) -> None:
     pages, lines = await audited.scenario(kind)
     assert lines == []
     assert len(set(pages.values())) == len(pages)
+
+
+async def test_a_group_that_hangs_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(audit, "PATIENCE", 0.01)
+    pumps: list[Pump] = [ChainPump(make_ring(0, index, EITHER)) for index in range(2)]
+    turned: list[int] = []
+
+    async def only_one_turns(function: Callable[[int, Pump], None]) -> None:
+        await trio.to_thread.run_sync(function, 1, pumps[1])
+
+    with closing(WriteWatch()) as watch:
+        await audit.Audit(watch, only_one_turns, lambda: pumps).change(None, lambda number, _: turned.append(number))
+    assert turned == [1]
+    assert "a queue group hangs" in caplog.text
+    for pump in pumps:
+        pump.close()
 
 
 @pytest.mark.proves("VU-LOG-16")

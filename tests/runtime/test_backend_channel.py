@@ -18,10 +18,11 @@ from tests.hostile.victim import DEADLINE, Victim, exchange
 from vhostuser.errors import ConnectionClosedError, FdError, NotNegotiatedError
 from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.limits import Limits
 from vhostuser.runtime.backend_channel import BackendChannel, RefusedError
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.session.backend import BackendSession, Offer
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.wire.codec import decode, encode_ack
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import Frame, HeaderFlags

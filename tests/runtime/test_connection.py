@@ -6,12 +6,12 @@ import itertools
 import os
 import resource
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 import trio
 
-from tests.hostile.attack import Running, accepted, ask, borrowed, eventfd, refused, signalled, talking
+from tests.hostile.attack import REQUEST, Running, accepted, ask, borrowed, eventfd, refused, signalled, talking
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.errors import PortError
@@ -19,6 +19,7 @@ from vhostuser.frontend.client import FrontEnd, RefusedError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
 from vhostuser.frontend.split import DriverRing
+from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import U64, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest
 
@@ -62,7 +63,7 @@ LEGAL_ORDERS = [
 ]
 
 
-@pytest.mark.proves("VU-RING-8")
+@pytest.mark.proves("VU-RING-8", "VU-RING-27")
 @pytest.mark.parametrize("order", LEGAL_ORDERS, ids="-".join)
 async def test_a_ring_runs_once_all_is_known_whatever_comes_last(
     victim: Victim, attacker: FrontEnd, order: Sequence[str]
@@ -108,6 +109,7 @@ async def test_rings_that_run_are_enabled_by_features_that_say_nothing_of_it(vic
                 await exchange(victim, driver)
 
 
+@pytest.mark.proves("VU-RING-28")
 async def test_a_kick_that_came_before_the_start_is_not_lost(victim: Victim, attacker: FrontEnd) -> None:
     async with unstarted(victim, attacker) as rings:
         await rings.driver.send(frame_of(1))
@@ -117,6 +119,7 @@ async def test_a_kick_that_came_before_the_start_is_not_lost(victim: Victim, att
         assert await victim.port.receive() == frame_of(1)
 
 
+@pytest.mark.proves("VU-RING-28")
 async def test_chains_without_any_kick_are_found_at_the_start(victim: Victim, attacker: FrontEnd) -> None:
     async with unstarted(victim, attacker) as rings:
         await rings.driver.send(frame_of(1))
@@ -127,6 +130,7 @@ async def test_chains_without_any_kick_are_found_at_the_start(victim: Victim, at
         assert await victim.port.receive() == frame_of(1)
 
 
+@pytest.mark.proves("VU-RING-17")
 async def test_a_new_kick_descriptor_is_looked_at_once(victim: Victim, running: Running) -> None:
     """A kick may have gone to the old descriptor while the new one was on its way."""
     driver = running.driver
@@ -138,6 +142,7 @@ async def test_a_new_kick_descriptor_is_looked_at_once(victim: Victim, running: 
         assert await victim.port.receive() == frame_of(1)
 
 
+@pytest.mark.proves("VU-RING-17")
 async def test_a_new_call_descriptor_is_signalled_once(running: Running) -> None:
     with borrowed(eventfd()) as (call,):
         await running.front_end.request(R.SET_VRING_CALL, VringFd(0), [call])
@@ -183,7 +188,84 @@ async def test_the_position_of_a_stopped_ring_counts_what_was_used(victim: Victi
     assert await running.front_end.stop_ring(running.driver.tx) == 7
 
 
-@pytest.mark.proves("VU-RING-10")
+@pytest.mark.proves("VU-REP-1", "VU-REP-2")
+async def test_every_request_is_answered_once(victim: Victim) -> None:
+    silent = [
+        ask(R.SET_PROTOCOL_FEATURES, U64(ProtocolFeature.REPLY_ACK), flags=REQUEST),
+        ask(R.SET_OWNER, flags=REQUEST),
+    ]
+    spoken = [
+        ask(R.GET_FEATURES),
+        ask(R.SET_OWNER),
+        ask(R.GET_VRING_BASE, VringState(0, 0)),
+        ask(R.SET_FEATURES, U64(0)),
+    ]
+    spoken += [ask(R.GET_PROTOCOL_FEATURES, flags=REQUEST)]
+    async with await victim.connect() as front_end:
+        with trio.fail_after(DEADLINE):
+            for frame in silent + spoken:
+                await front_end.send_frame(frame)
+            answers = [(await front_end.receive_frame()).request for _ in spoken]
+            assert answers == [frame.request for frame in spoken]
+            await talking(front_end)
+
+
+@pytest.mark.proves("VU-RING-26")
+@pytest.mark.parametrize("value", [1, 2, 1 << 32, (1 << 64) - 3])
+async def test_whatever_number_is_added_a_kick_is_a_kick(victim: Victim, running: Running, value: int) -> None:
+    def kick(*, force: bool = False) -> bool:
+        os.eventfd_write(running.driver.tx.kick_fd.fileno(), value)
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.driver.tx, "kick", kick)
+        with trio.fail_after(DEADLINE):
+            await exchange(victim, running.driver, 2)
+
+
+@pytest.mark.proves("VU-RING-29")
+async def test_while_all_rings_are_stopped_nothing_is_written_or_called(victim: Victim, running: Running) -> None:
+    driver, front_end, memory = running.driver, running.front_end, running.memory
+    await exchange(victim, driver, 3)
+    for ring in (driver.rx, driver.tx):
+        await front_end.stop_ring(ring)
+    await driver.send(frame_of(1))
+    await victim.port.send(frame_of(2))
+    for ring in (driver.rx, driver.tx):
+        ring.kick(force=True)
+        with suppress(BlockingIOError):
+            os.eventfd_read(ring.call_fd.fileno())
+    before = [bytes(region.bytes) for region in memory.regions]
+    for _ in range(10):
+        await front_end.set_mem_table(memory)  # the rings' threads have a part in this one
+        await accepted(front_end, ask(R.SET_OWNER))
+    assert [bytes(region.bytes) for region in memory.regions] == before
+    for ring in (driver.rx, driver.tx):
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(ring.call_fd.fileno())
+
+
+@pytest.mark.proves("VU-RING-32")
+async def test_what_a_stopped_ring_took_it_has_used(victim: Victim, running: Running) -> None:
+    """Stopped in the middle of a burst: as much has left by the port as the answer says, and as the driver sees."""
+    driver, front_end = running.driver, running.front_end
+    _, tx = split_rings(driver)
+    for turn in range(10):
+        for i in range(250):
+            assert driver.post(frame_of(i))
+        tx.kick(force=True)
+        told = await front_end.stop_ring(tx)
+        assert tx.used_idx == told
+        done = told - 250 * turn
+        assert victim.port.flush() == done
+        await front_end.start_ring(tx)
+        with trio.fail_after(DEADLINE):
+            assert [await victim.port.receive() for _ in range(done, 250)] == [frame_of(i) for i in range(done, 250)]
+            while driver.collect_sent():
+                await tx.wait_used()
+
+
+@pytest.mark.proves("VU-RING-10", "VU-RING-27")
 async def test_a_stopped_ring_is_left_alone_and_a_restart_goes_on(victim: Victim, running: Running) -> None:
     driver, front_end = running.driver, running.front_end
     rx, tx = split_rings(driver)
@@ -199,6 +281,7 @@ async def test_a_stopped_ring_is_left_alone_and_a_restart_goes_on(victim: Victim
         assert await victim.port.receive() == frame_of(1)
 
 
+@pytest.mark.proves("VU-RING-30")
 async def test_a_restart_may_go_on_somewhere_else(victim: Victim, running: Running) -> None:
     """As after a reset of the device in the guest: empty rings, and a position that the front-end chooses."""
     driver, front_end = running.driver, running.front_end
@@ -232,7 +315,7 @@ async def test_a_disabled_transmit_ring_throws_packets_away(victim: Victim, runn
     assert victim.server.counters()["tx_discarded"] == 5
 
 
-@pytest.mark.proves("VU-RING-25")
+@pytest.mark.proves("VU-RING-25", "VU-RING-28")
 async def test_a_disabled_receive_ring_yields_nothing(victim: Victim, running: Running) -> None:
     driver, front_end = running.driver, running.front_end
     await front_end.enable_ring(driver.rx, False)

@@ -13,8 +13,8 @@ from vhostuser.devices.net.device import NetDevice
 from vhostuser.errors import RemoteProtocolError
 from vhostuser.fds import FdBundle
 from vhostuser.frontend.client import FrontEnd
-from vhostuser.runtime.connection import offer_of
 from vhostuser.runtime.handlers import HANDLERS
+from vhostuser.runtime.offer import offer_of
 from vhostuser.session.backend import BackendSession, Done, Offer
 from vhostuser.wire import layouts
 from vhostuser.wire.features import ProtocolFeature

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +14,22 @@ import trio
 from tests.hostile.attack import ask, refused, talking
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, serving, unharmed
 from vhostuser.errors import ConnectionClosedError
+from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
-from vhostuser.frontend.iommu import PAGE, Iommu, IommuRam
+from vhostuser.frontend.iommu import IOVA_BASE, PAGE, Iommu, IommuRam
+from vhostuser.frontend.memory import MIB, RamRegion
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.layout import IOMMU_READ, IOMMU_WRITE
 from vhostuser.wire.codec import encode_ack
-from vhostuser.wire.features import ProtocolFeature
-from vhostuser.wire.messages import Iotlb, IotlbType
+from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.messages import U64, Iotlb, IotlbType, Log, MemoryRegion, SingleRegion
 from vhostuser.wire.requests import FrontendRequest
 
 R = FrontendRequest
+LOG_SIZE = ((1 << 32) + 16 * MIB) // PAGE // 8
 FEATURES = DRIVER_FEATURES | NetFeature.ACCESS_PLATFORM
-PROTOCOL = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ
+PROTOCOL = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ | ProtocolFeature.LOG_SHMFD
 
 
 @dataclass
@@ -51,13 +55,17 @@ async def victim(tmp_path: Path, interrupts: None) -> AsyncIterator[Victim]:
 
 @asynccontextmanager
 async def guarded(
-    victim: Victim, packed: bool = False, granule: int = PAGE, serve: bool = True
+    victim: Victim,
+    packed: bool = False,
+    granule: int = PAGE,
+    serve: bool = True,
+    protocol_features: ProtocolFeature = PROTOCOL,
 ) -> AsyncIterator[Guarded]:
     with IommuRam() as memory:
         async with await victim.connect() as front_end, trio.open_nursery() as nursery:
             with trio.fail_after(DEADLINE):
                 features = FEATURES | NetFeature.RING_PACKED * packed
-                await front_end.negotiate(features, PROTOCOL)
+                await front_end.negotiate(features, protocol_features)
                 assert front_end.features & NetFeature.ACCESS_PLATFORM
                 await front_end.open_backend_channel()
                 iommu = Iommu(front_end, memory, granule)
@@ -77,6 +85,19 @@ async def test_packets_by_iova(victim: Victim, packed: bool) -> None:
         asked = [iova // PAGE for iova, _ in session.iommu.misses]
         assert session.driver.rx.desc_addr // PAGE in asked
         assert len(asked) == len(set(asked)), "each page was asked for once"
+
+
+@pytest.mark.proves("VU-SLOT-3")
+async def test_a_region_where_ring_addresses_only_seem_to_be(victim: Victim) -> None:
+    """They are IOVAs; a front-end address may be the same number, and its region can go."""
+    slots = PROTOCOL | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    async with guarded(victim, protocol_features=slots) as session:
+        await exchange(victim, session.driver, 3)
+        region = SingleRegion(MemoryRegion(1 << 50, PAGE, session.driver.tx.desc_addr & -PAGE, 0))
+        with closing(RamRegion(0, PAGE)) as ram:
+            await session.front_end.request(R.ADD_MEM_REG, region, [ram.fd.fileno()])
+        await session.front_end.request(R.REM_MEM_REG, region)
+        await exchange(victim, session.driver, 3)
 
 
 @pytest.mark.proves("VU-IOTLB-3")
@@ -238,6 +259,31 @@ async def test_translations_end_with_the_last_ring(victim: Victim) -> None:
             await session.front_end.start_ring(ring)
         await exchange(victim, session.driver, 3)
         assert {ring.desc_addr // PAGE for ring in rings} <= {iova // PAGE for iova, _ in session.iommu.misses}
+
+
+@pytest.mark.proves("VU-IOTLB-13")
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+async def test_the_log_is_by_guest_physical_address(victim: Victim, packed: bool) -> None:
+    async with guarded(victim, packed) as session:
+        driver, front_end = session.driver, session.front_end
+        with OwnedFd(os.memfd_create("log")) as fd:
+            os.ftruncate(fd.fileno(), LOG_SIZE)
+            await front_end.request(R.SET_LOG_BASE, Log(LOG_SIZE, 0), [fd.fileno()])
+            await front_end.request(R.SET_FEATURES, U64(front_end.features | VhostFeature.LOG_ALL))
+            for ring in (driver.rx, driver.tx):
+                await front_end.request(R.SET_VRING_ADDR, front_end.vring_addr(ring, ring.used_addr))
+            buffers = set(driver._rx_lent.values())
+            await exchange(victim, driver, 3)
+            log = os.pread(fd.fileno(), LOG_SIZE, 0)
+        logged = {8 * i + bit for i, byte in enumerate(log) if byte for bit in range(8) if byte >> bit & 1}
+        written = {
+            (address - IOVA_BASE) // PAGE for address in buffers if session.memory.read(address, 2048).strip(b"\0")
+        }
+        assert written
+        assert written <= logged
+        touched = {ring.desc_addr if packed else ring.used_addr for ring in (driver.rx, driver.tx)}
+        assert {(address - IOVA_BASE) // PAGE for address in touched} <= logged
+        assert max(logged) < (1 << 32) // PAGE, "no page that the guest does not have"
 
 
 async def receive_all(channel: Channel) -> None:

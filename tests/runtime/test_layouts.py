@@ -45,6 +45,7 @@ def memory() -> Iterator[GuestRam]:
         yield ram
 
 
+@pytest.mark.proves("VU-RING-30")
 @pytest.mark.parametrize("layout", LAYOUTS)
 async def test_packets_stops_and_starts(layout: Layout, victim: Victim, memory: GuestRam) -> None:
     async with await victim.connect() as front_end:

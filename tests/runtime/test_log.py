@@ -256,14 +256,14 @@ async def test_a_log_that_cannot_be_is_refused_and_the_old_one_goes_on(
 
 
 @pytest.mark.proves("VU-LOG-10")
-async def test_a_log_without_its_feature_is_refused(victim: Victim, log: DirtyBitmap) -> None:
+async def test_l3_a_log_without_its_feature_is_refused(victim: Victim, log: DirtyBitmap) -> None:
     async with await victim.connect() as front_end:
         await front_end.negotiate(DRIVER_FEATURES, NO_LOG)
         await refused(front_end, ask(R.SET_LOG_BASE, log.message(), [log.fd.fileno()]))
 
 
 @pytest.mark.proves("VU-LOG-10")
-async def test_a_log_eventfd_that_is_none_is_refused(attacker: FrontEnd, log: DirtyBitmap) -> None:
+async def test_l4_a_log_eventfd_that_is_none_is_refused(attacker: FrontEnd, log: DirtyBitmap) -> None:
     await refused(attacker, ask(R.SET_LOG_FD, fds=[log.fd.fileno()]))
 
 

@@ -24,7 +24,9 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
-from vhostuser.runtime.connection import PROTOCOL_FEATURES, Connection
+from vhostuser.privileges import NOTHING
+from vhostuser.runtime.connection import Connection
+from vhostuser.runtime.offer import PROTOCOL_FEATURES
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
 from vhostuser.virtio.iotlb import Iotlb
@@ -52,6 +54,7 @@ class SeveralPorts:
         self.queues = queues
         self.unsupported = NetFeature(0)
         self.batching = Batching.NONE
+        self.capabilities = self.mtu_capabilities = NOTHING
 
     @property
     def header_size(self) -> int:
@@ -170,7 +173,7 @@ async def test_the_number_of_queues_is_that_of_pairs(served: Server4) -> None:
 
 @pytest.mark.proves("VU-MQ-1")
 async def test_one_pair_offers_no_multiqueue(victim: Victim, attacker: FrontEnd) -> None:
-    offered = PROTOCOL_FEATURES | ProtocolFeature.NET_MTU | ProtocolFeature.RARP
+    offered = PROTOCOL_FEATURES | ProtocolFeature.NET_MTU | ProtocolFeature.RARP | ProtocolFeature.INBAND_NOTIFICATIONS
     assert await attacker.request(R.GET_PROTOCOL_FEATURES) == U64(int(offered))
     assert not attacker.offered & NetFeature.MQ
     await refused(attacker, ask(R.GET_QUEUE_NUM))

@@ -22,8 +22,13 @@ from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import DriverRing
+from vhostuser.runtime.backend_channel import BackendChannel
+from vhostuser.runtime.complaints import Complaints
+from vhostuser.runtime.front_end_calls import FrontEndCalls
+from vhostuser.runtime.offer import offer_of
 from vhostuser.runtime.serve import Server
 from vhostuser.runtime.state_transfer import STATE_TIMEOUT, StateTransfer, TransferDirection
+from vhostuser.session.backend import BackendSession
 from vhostuser.transport.endpoints import listen
 from vhostuser.wire.codec import decode, encode_ack, encode_reply
 from vhostuser.wire.features import ProtocolFeature
@@ -187,7 +192,7 @@ async def test_a_device_that_has_none_of_it_offers_none_of_it(attacker: FrontEnd
 # ---- state -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.proves("VU-STATE-1")
+@pytest.mark.proves("VU-STATE-1", "VU-STATE-6")
 async def test_the_state_moves_from_one_device_to_another(served: Served, tmp_path: Path) -> None:
     """As in a migration; more of it than a pipe holds."""
     saved = served.device.state
@@ -363,6 +368,13 @@ async def test_which_shared_memory_regions_there_are(served: Served) -> None:
     sizes = [0] * 256
     sizes[0], sizes[200] = 0x10000, 0x4000
     assert await served.front_end.request(R.GET_SHMEM_CONFIG) == ShmemConfig(2, tuple(sizes))
+
+
+@pytest.mark.proves("VU-SHMEM-4")
+async def test_a_region_that_is_not_made_of_pages_is_the_devices_error(served: Served) -> None:
+    channel = BackendChannel(BackendSession(offer_of(served.device)), Complaints())
+    with pytest.raises(ValueError, match="shared memory region 3: 0x1001 bytes are no multiple of 0x1000"):
+        FrontEndCalls(channel, {0: 0x10000, 3: 0x1001})
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from vhostuser.wire.requests import FrontendRequest
 R = FrontendRequest
 
 
+@pytest.mark.proves("VU-COM-1")
 async def test_one_front_end_after_another(victim: Victim) -> None:
     for _ in range(5):
         await good_session(victim)

@@ -174,6 +174,15 @@ def test_getting_the_base_stops_the_ring_and_leaves_it_enabled(request_: Fronten
     assert status(book) == (False, True)
 
 
+@pytest.mark.proves("VU-RING-31")
+@pytest.mark.parametrize("num", [0, 1, 0xFFFFFFFF])
+def test_what_is_reserved_beside_a_ring_index_is_not_looked_at(num: int) -> None:
+    book = started()
+    book >> ask(R.GET_VRING_BASE, VringState(0, num)) >> Done(VringState(0, 9)) << reply(VringState(0, 9))
+    book >> ask(R.VRING_KICK, VringState(0, num)) << silence
+    assert status(book) == (True, False)
+
+
 @pytest.mark.proves("VU-RING-11")
 def test_a_ring_that_was_never_set_has_a_base(book: Playbook) -> None:
     for _ in range(2):

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.limits import Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.wire.frames import Frame, LentFds
 
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
@@ -317,6 +318,7 @@ async def test_send_carries_borrowed_descriptors(pair: tuple[Channel, socket.soc
     assert data == struct.pack("=III", 12, 0x1, 8) + b"\0" * 8
 
 
+@pytest.mark.proves("VU-FRONT-1")
 async def test_a_long_frame_goes_in_parts_with_descriptors_on_the_first(autojump_clock: trio.testing.MockClock) -> None:
     channel, peer = make_pair()
     channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -34,6 +36,25 @@ any_discard = pytest.mark.parametrize(
     "kind", [Discard, PackedDiscard, InOrderDiscard], ids=["split", "packed", "in order"]
 )
 either_event = pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
+
+
+ROUNDS = 2000
+#: Sets and clears the bits beside that of a page until it is told to end: how often one was not as it left it.
+ANOTHER = """
+import sys
+from vhostuser.frontend.dirty import PAGE, DirtyBitmap
+top, fd, page = map(int, sys.argv[1:])
+with DirtyBitmap(top, fd=fd) as bitmap:
+    print("ready", flush=True)
+    wrong = 0
+    while top - PAGE not in bitmap:
+        for theirs in range(page + PAGE, page + 8 * PAGE, PAGE):
+            bitmap.put(theirs)
+            wrong += theirs not in bitmap
+            bitmap.clear(theirs)
+            wrong += theirs in bitmap
+    print(wrong)
+"""
 
 
 @pytest.fixture
@@ -157,6 +178,27 @@ def test_other_bits_of_the_log_stay(ram: GuestRam, bitmap: DirtyBitmap, kind: An
         assert after >= set(buffers)
 
 
+@either_layout
+def test_bits_that_others_set_and_clear_meanwhile_are_theirs(ram: GuestRam, bitmap: DirtyBitmap, kind: Any) -> None:
+    """Another back-end shares the byte. What it sets stays set and what it clears stays clear; and so does ours."""
+    page = ram.alloc(8 * PAGE, 8 * PAGE)
+    words = [sys.executable, "-c", ANOTHER, *map(str, (ram.top, bitmap.fd.fileno(), page))]
+    with kind(ram) as bench, map_log(bitmap) as log:
+        bench.ring.set_log(log, False, None, -1)
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, pass_fds=[bitmap.fd.fileno()]) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "ready\n"
+            for _ in range(ROUNDS):
+                bench.driver.add([], [(page, 8)])
+                turn_until_idle(bench.pump)
+                bench.pump.complete(bench.pump.ticket, bench.pump.write(bench.pump.ticket, b"x"))
+                bench.driver.reap()
+                assert page in bitmap
+                bitmap.clear(page)
+            bitmap.put(ram.top - PAGE)  # that is all
+            assert other.stdout.read() == "0\n"
+
+
 # ---- what a front-end may do to it -----------------------------------------------------------------------------------
 
 
@@ -177,6 +219,24 @@ def test_nothing_is_written_beyond_the_log(ram: GuestRam, kind: Any, size: int) 
         assert not any(content[:PAGE])
         assert not any(content[PAGE + size :])
         assert bench.ring.counters()["pages_beyond_log"] >= 1
+
+
+@pytest.mark.proves("VU-LOG-7")
+@pytest.mark.parametrize("size", [1, 2, 4096, 4097])
+def test_the_first_page_behind_the_log(ram: GuestRam, size: int) -> None:
+    """The last page that the log has a bit for is logged, and the one behind it, whose bit is in the next byte, not."""
+    with Discard(ram) as bench, ExitStack() as stack:
+        bitmap = stack.enter_context(DirtyBitmap(ram.top))
+        os.ftruncate(bitmap.fd.fileno(), 2 * PAGE)
+        log = stack.enter_context(closing(DirtyLog(bitmap.fd.fileno(), size, 0)))
+        for told in (8 * size * PAGE, 8 * size * PAGE - PAGE):
+            assert not any(os.pread(bitmap.fd.fileno(), 2 * PAGE, 0))
+            bench.ring.set_log(log, True, told, -1)
+            bench.add()
+            turn_until_idle(bench.pump)
+        content = os.pread(bitmap.fd.fileno(), 2 * PAGE, 0)
+        assert [i for i, byte in enumerate(content) if byte] == [size - 1]
+        assert content[size - 1] == 0x80
 
 
 @pytest.mark.proves("VU-LOG-7")

@@ -19,6 +19,7 @@ from vhostuser.virtio.iotlb import IOTLB_ENTRIES, Iotlb, IotlbMissError
 from vhostuser.virtio.layout import ASK_DENIED, ASK_TRANSLATION, EITHER, EVENT, IOMMU_READ, IOMMU_WRITE, WORK
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump
+from vhostuser.virtio.ring import FAULTS
 from vhostuser.virtio.rings import make_ring
 
 PAGE = 4096
@@ -260,6 +261,20 @@ def test_a_ring_goes_on_after_its_place_was_withdrawn(translated: Translated) ->
         translated.iotlb = Iotlb(translated.memory)
         ring.adopt(translated.memory, translated.iotlb)
         assert not ring.armed
+
+
+@pytest.mark.proves("VU-IOTLB-14")
+def test_a_ring_in_pieces_breaks(translated: Translated) -> None:
+    """Its descriptors begin at the end of one page, and the next page is elsewhere."""
+    ring, ram = translated.ring, translated.ram
+    ring.start(translated.driver.base)
+    end = IOVA + (1 << 30)
+    for page, target in ((end - PAGE, 0x8000), (end, 0xC000)):
+        translated.iotlb = translated.iotlb.updated(page, PAGE, ram.userspace_addr(target), BOTH)
+    ring.configure(16, (end - 16, end + 256, end + 512), False, True)
+    with pytest.raises(MemoryAccessError, match="its pages do not lie side by side"):
+        ring.adopt(translated.memory, translated.iotlb)
+    assert "side by side" in FAULTS[ring.fault]
 
 
 @pytest.mark.proves("VU-IOTLB-8")

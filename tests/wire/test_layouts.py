@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -136,3 +137,10 @@ def test_padding_is_written_as_zero_and_not_looked_at() -> None:
     encoded = layouts.build(m.SingleRegion(region))
     assert encoded[:8] == bytes(8)
     assert layouts.parse(m.SingleRegion, b"\xff" * 8 + encoded[8:]).region == region
+
+
+@pytest.mark.proves("VU-PAY-9")
+def test_an_objects_name_is_its_uuid_as_written() -> None:
+    written = "00112233-4455-6677-8899-aabbccddeeff"
+    assert layouts.build(m.SharedObject(UUID(written).bytes)).hex() == written.replace("-", "")
+    assert UUID(bytes=layouts.parse(m.SharedObject, bytes.fromhex(written.replace("-", ""))).uuid) == UUID(written)

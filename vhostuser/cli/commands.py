@@ -12,6 +12,7 @@ import click
 import vhostuser
 from vhostuser import edition
 from vhostuser.cli.file import guests_of
+from vhostuser.cli.options import LIMIT, MODE, OWNER, UID, USER
 from vhostuser.cli.running import Guest, run
 from vhostuser.device import Device
 from vhostuser.devices.net.device import MAX_PAIRS, IoUring, NetDevice
@@ -22,25 +23,36 @@ from vhostuser.devices.net.ports.packet import Packet
 from vhostuser.devices.net.ports.sockets import Loop, Null
 from vhostuser.devices.net.ports.tap import adopt_tap, open_tap
 from vhostuser.devices.rng import RngDevice
+from vhostuser.limits import Limits
+from vhostuser.privileges import User
+from vhostuser.transport.access import Access
 from vhostuser.virtio.features import VirtioFeature
 
 _VERSION = f"vhostuser {vhostuser.__version__}, data path {edition.name()}"
 
 # ---- options that every device has -----------------------------------------------------------------------------------
 
+_USER = click.option("--user", type=USER, metavar="NAME", help="Be that user once everything is open.")
 _VERBOSE = click.option("-v", "--verbose", count=True, help="Tell about sessions; twice: about each message.")
 _COMMON = (
     click.option("--socket-path", metavar="PATH", help="The vhost-user socket: listen, or connect with --client."),
     click.option("--fd", type=int, metavar="N", help="An inherited vhost-user socket, listening or connected."),
     click.option("--client", is_flag=True, help="Connect to --socket-path, again and again, instead of listening."),
+    click.option("--socket-mode", type=MODE, metavar="OCTAL", help="The socket's permissions, e.g. 0660."),
+    click.option("--socket-owner", type=OWNER, default=":", metavar="USER:GROUP", help="Whose the socket is."),
+    click.option("--peer-uid", type=UID, metavar="NAME", help="Serve front-ends of this user, nobody else's."),
+    click.option("--limit", type=LIMIT, multiple=True, metavar="NAME=N", help="Change what a front-end may take."),
     click.option("--counters", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Write the counters as JSON to FILE on SIGUSR1 and at the end."),
     click.option("--timeline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Write when each thread slept, woke, sent, received, called: JSON lines, like --counters."),
     click.option("--audit-log", is_flag=True,
                  help="Debug live migration: find pages that were written and are not in the dirty log (Linux 6.7)."),
+    click.option("--inband", is_flag=True,
+                 help="Offer kicks and calls as messages (INBAND_NOTIFICATIONS), for simulators: slow."),
     click.option("--postcopy", is_flag=True,
                  help="Offer post-copy migration. A front-end can then stop this process: trust it like this one."),
+    _USER,
     _VERBOSE,
     click.version_option(vhostuser.__version__, message=_VERSION),
 )  # fmt: skip
@@ -52,21 +64,38 @@ class DeviceCommand(click.Command):
     def guest(self, context: click.Context) -> Guest:
         """The guest that a parsed command line asks for. Raises click.UsageError."""
         own = dict(context.params)
-        own.pop("verbose")
+        del own["verbose"], own["user"]
         socket_path, fd, client = (own.pop(name) for name in ("socket_path", "fd", "client"))
+        access = _access(own, listening=socket_path is not None and not client)
+        limits = _limits(own.pop("limit"))
         reports = own.pop("counters"), own.pop("timeline"), own.pop("audit_log")
-        postcopy = own.pop("postcopy")
+        offers = own.pop("postcopy"), own.pop("inband")
         if (socket_path is None) == (fd is None):
             raise click.UsageError("exactly one of --socket-path and --fd is needed", context)
         if client and socket_path is None:
             raise click.UsageError("--client needs --socket-path", context)
         assert self.callback is not None
         make = context.invoke(self.callback, **own)
-        return Guest(context.info_name or "", make, socket_path, fd, client, *reports, postcopy)
+        return Guest(context.info_name or "", make, socket_path, fd, client, access, limits, *reports, *offers)
 
     def invoke(self, context: click.Context) -> None:
         """Serve it."""
-        run([self.guest(context)], context.params["verbose"])
+        run([self.guest(context)], context.params["verbose"], context.params["user"])
+
+
+def _access(options: dict[str, Any], listening: bool) -> Access:
+    """Who may connect, taken out of the options."""
+    mode, (uid, gid), peer = (options.pop(name) for name in ("socket_mode", "socket_owner", "peer_uid"))
+    if not listening and (mode is not None or (uid, gid) != (-1, -1)):
+        raise click.UsageError("--socket-mode and --socket-owner are for a socket that we make")
+    return Access(mode, uid, gid, peer)
+
+
+def _limits(changes: tuple[tuple[str, float], ...]) -> Limits:
+    limits = Limits()
+    for name, value in changes:
+        limits = limits.changed(name, value)
+    return limits
 
 
 def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,10 +104,15 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _print_capabilities(context: click.Context, param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(json.dumps({"type": "net", "features": []}))
-        context.exit()
+class _NetCommand(DeviceCommand):
+    """The program that management software starts, by QEMU's conventions."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Tell the capabilities if they are asked for, before any other word is looked at."""
+        if "--print-capabilities" in args:
+            click.echo(json.dumps({"type": "net", "features": []}))
+            context.exit()
+        return super().parse_args(context, args)
 
 
 class _FeatureChange(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
@@ -108,26 +142,43 @@ def main() -> None:
     """The programs of vhostuser."""
 
 
-@main.command("net", cls=DeviceCommand)
+@main.command("net", cls=_NetCommand)
 @_common_options
-@click.option("--tap", metavar="NAME|/dev/tapN|fd:N,...", multiple=True,
-              help="The host side: a tap's name, a macvtap, or a tap's open queues, one for each queue pair.")
+@click.option(
+    "--tap",
+    metavar="NAME|/dev/tapN|fd:N,...",
+    multiple=True,
+    help="The host side: a tap's name, a macvtap, or a tap's open queues, one for each queue pair.",
+)
 @click.option("--packet", metavar="IFACE", help="The host side: an interface, such as one end of a veth.")
 @click.option("--loop", is_flag=True, help="No host side: what the guest sends comes back to it.")
 @click.option("--null", is_flag=True, help="No host side: what the guest sends is gone.")
-@click.option("--queues", type=click.IntRange(1, MAX_PAIRS), metavar="N",
-              help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, MAX_PAIRS),
+    metavar="N",
+    help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.",
+)
 @click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the port's MTU and offer it.")
 @click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
-@click.option("--io-uring", type=click.Choice([choice.value for choice in IoUring]), default="auto", show_default=True,
-              help="Packets in batches: where possible, always (or do not start), or one system call a packet.")
-@click.option("--poll-us", type=click.IntRange(0, 1_000_000), default=0, show_default=True, metavar="N",
-              help="Go on looking for packets for N microseconds after the last one, then sleep.")
-@click.option("--print-capabilities", is_flag=True, is_eager=True, expose_value=False, callback=_print_capabilities,
+@click.option(
+    "--io-uring",
+    type=click.Choice([choice.value for choice in IoUring]),
+    default="auto",
+    show_default=True,
+    help="Packets in batches: where possible, always (or do not start), or one system call a packet.",
+)
+@click.option(
+    "--poll-us",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Go on looking for packets for N microseconds after the last one, then sleep.",
+)
+@click.option("--print-capabilities", is_flag=True, expose_value=False,
               help="Print what QEMU's conventions ask for, as JSON, and exit.")  # fmt: skip
-def net(
-    mtu: int | None, features: tuple[int, int], io_uring: str, poll_us: int, **ports: Any
-) -> Callable[[], Device]:
+def net(mtu: int | None, features: tuple[int, int], io_uring: str, poll_us: int, **ports: Any) -> Callable[[], Device]:
     """A network device on a tap, on another interface, or on none.
 
     Example: vhost-user-net --socket-path=/run/vm1.sock --tap vm1
@@ -149,9 +200,7 @@ def net(
     return make
 
 
-def _port(
-    tap: tuple[str, ...], packet: str | None, loop: bool, null: bool, queues: int | None
-) -> Callable[[], Port]:
+def _port(tap: tuple[str, ...], packet: str | None, loop: bool, null: bool, queues: int | None) -> Callable[[], Port]:
     """What opens the one port that is asked for."""
     if sum((bool(tap), packet is not None, loop, null)) != 1:
         raise click.UsageError("exactly one of --tap, --packet, --loop and --null is needed")
@@ -203,14 +252,15 @@ def rng() -> Callable[[], Device]:
 
 @main.command("serve")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_USER
 @_VERBOSE
-def serve(file: Path, verbose: int) -> None:
+def serve(file: Path, user: User | None, verbose: int) -> None:
     """Serve several guests: a table [[net]] or [[rng]] in FILE for each, whose keys are the command's options.
 
     Example: vhostuser serve /etc/vhostuser.toml
     """
     devices = {name: command for name, command in main.commands.items() if isinstance(command, DeviceCommand)}
-    run(guests_of(file, devices), verbose)
+    run(guests_of(file, devices), verbose, user)
 
 
 def net_main() -> None:

@@ -24,7 +24,7 @@ import click
 from vhostuser.cli.running import Guest
 
 #: Options that are the program's rather than a guest's.
-_NOT_A_GUESTS = ("verbose",)
+_NOT_A_GUESTS = ("verbose", "user")
 #: A descriptor that was passed to us: --fd=3, --tap=fd:4,fd:5.
 _DESCRIPTOR = re.compile(r"(?:--fd=|[=,]fd:)(\d+)")
 

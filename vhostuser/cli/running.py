@@ -1,7 +1,8 @@
 """Serving guests until SIGTERM: each has a device, an endpoint and a server of its own, in one Trio program.
 
-At the start all of them must be there, or none is served. Later each ends alone: its session at its front-end's fault,
-itself when its port fails. The program ends when none is left, or on SIGTERM.
+At the start all of them must be there, or none is served; then the program gives up every privilege that none of them
+needs any more. Later each ends alone: its session at its front-end's fault, itself when its port fails. The program
+ends when none is left, or on SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,11 @@ from vhostuser import edition
 from vhostuser.device import Device
 from vhostuser.errors import PortError, VhostUserError
 from vhostuser.fds import OwnedFd
+from vhostuser.limits import STANDARD, Limits
+from vhostuser.privileges import NOTHING, Capability, User, drop
 from vhostuser.runtime.groups import allow_interrupts
 from vhostuser.runtime.serve import Server
+from vhostuser.transport.access import ANYBODY, Access
 from vhostuser.transport.endpoints import Connector, Endpoint, from_fd, listen
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.userfault import open_source
@@ -46,10 +51,13 @@ class Guest:
         make: opens the device.
         socket_path, fd: where the front-end is; one of them.
         client: connect to the path rather than listen.
+        access: who may connect, or be connected to.
+        limits: what a front-end may take.
         counters: the file to write counters to.
         timeline: the file to write the last moments of each queue group to.
         audit_log: whether dirty logs are held against what was written.
         postcopy: whether to offer post-copy migration.
+        inband: whether to offer kicks and calls as messages.
     """
 
     name: str
@@ -57,28 +65,43 @@ class Guest:
     socket_path: str | None = None
     fd: int | None = None
     client: bool = False
+    access: Access = ANYBODY
+    limits: Limits = STANDARD
     counters: Path | None = None
     timeline: Path | None = None
     audit_log: bool = False
     postcopy: bool = False
+    inband: bool = False
 
     async def endpoint(self) -> Endpoint:
         """Where its front-ends come from. Raises EndpointError."""
         if self.socket_path is None:
             assert self.fd is not None
-            return from_fd(self.fd)
+            return from_fd(self.fd, self.limits, self.access)
         if self.client:
-            return Connector(self.socket_path)
-        endpoint = await listen(self.socket_path)
+            return Connector(self.socket_path, self.limits, self.access)
+        endpoint = await listen(self.socket_path, self.limits, self.access)
         log.info("listening on %s", self.socket_path)
         return endpoint
 
     def open_device(self) -> Device:
         """Its device. Raises PortError."""
         device = self.make()
+        device.inband = self.inband
         if self.timeline is not None:
             device.record(MOMENTS)
         return device
+
+    @property
+    def capabilities(self) -> Capability:
+        """What it takes to reach its front-end again: a listening one's socket may be another user's."""
+        return Capability.DAC_OVERRIDE if self.client else NOTHING
+
+    def check_reports(self) -> None:
+        """Warn of files that could be written at the start only."""
+        for option, path in (("--counters", self.counters), ("--timeline", self.timeline)):
+            if path is not None and not os.access(path.parent, os.W_OK, effective_ids=True):
+                log.warning("%s %s: cannot be written any more: folder of another user", option, path)
 
     @contextmanager
     def watch(self) -> Iterator[WriteWatch | None]:
@@ -129,8 +152,8 @@ def _lines(device: Device) -> Iterator[str]:
             yield json.dumps({"group": group, **moment._asdict()}) + "\n"
 
 
-def run(guests: Sequence[Guest], verbose: int) -> None:
-    """Serve guests until SIGTERM; exits with status 1 and a sentence when that cannot be."""
+def run(guests: Sequence[Guest], verbose: int, user: User | None = None) -> None:
+    """Serve guests until SIGTERM, as `user`; exits with status 1 and a sentence when that cannot be."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
     log.setLevel(level)
@@ -138,7 +161,7 @@ def run(guests: Sequence[Guest], verbose: int) -> None:
     _allow_descriptors()
     allow_interrupts()
     try:
-        trio.run(Program(guests).run)
+        trio.run(Program(guests, partial(_drop_privileges, user)).run)
     except* VhostUserError as errors:
         raise SystemExit(f"{Path(sys.argv[0]).name}: {_first(errors)}") from None
 
@@ -157,11 +180,25 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-class Program:
-    """Guests, and their servers."""
+def _drop_privileges(user: User | None, needed: Capability) -> None:
+    """Keep what is needed, and not even that which only root has to be given: a user named is one that gets along."""
+    if user is not None:
+        needed &= ~int(Capability.DAC_OVERRIDE)
+    kept = drop(Capability(needed), user)
+    log.info("user %d, %s kept, no new privileges", os.getuid(), kept)
 
-    def __init__(self, guests: Sequence[Guest]) -> None:
+
+class Program:
+    """Guests, and their servers.
+
+    Args:
+        guests: all of them are served, or none.
+        prepared: called with what the guests need of the process from then on, when all of them are there.
+    """
+
+    def __init__(self, guests: Sequence[Guest], prepared: Callable[[Capability], None] | None = None) -> None:
         self._guests = guests
+        self._prepared = prepared
         self._served: list[tuple[Guest, Device, Server]] = []
         self._complete = trio.Event()
         self._failure: VhostUserError | None = None
@@ -178,6 +215,7 @@ class Program:
                 async with trio.open_nursery() as serving:
                     for guest in self._guests:
                         await serving.start(self._serve, guest)
+                    self._prepare()
                     self._complete.set()
                     # Modules, tables and devices stay until the end. A collection that looks through them stops the
                     # event loop for 30 ms, and for 200 ms when it has to share its processor: too long for a reply.
@@ -186,6 +224,16 @@ class Program:
                 nursery.cancel_scope.cancel()
                 if self._failure is not None:
                     raise self._failure
+
+    def _prepare(self) -> None:
+        if self._prepared is None:
+            return
+        needed = NOTHING
+        for guest, device, _ in self._served:
+            needed |= guest.capabilities | device.capabilities
+        self._prepared(needed)
+        for guest in self._guests:
+            guest.check_reports()
 
     async def _serve(self, guest: Guest, task_status: trio.TaskStatus[None]) -> None:
         async with await guest.endpoint() as endpoint:

@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from vhostuser.errors import FramingError, VhostUserError
-from vhostuser.fds import FdBundle
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.fds import FdBundle, OwnedFd
+from vhostuser.limits import Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import connect
 from vhostuser.wire.codec import decode_reply, encode
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import (
     U64,
+    Inflight,
     MemoryRegion,
     MemoryTable,
     Payload,
@@ -52,6 +54,18 @@ DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | Pro
 
 _NO_FD = 0x100
 """In the reply to SET_DEVICE_STATE_FD: success, and no other descriptor to use."""
+
+
+class InflightFile(NamedTuple):
+    """The memory in which a back-end records its requests in flight; whoever has it keeps it for the next back-end.
+
+    Attributes:
+        told: What it is, as both messages about it have it.
+        fd: The file, owned by whoever has this.
+    """
+
+    told: Inflight
+    fd: OwnedFd
 
 
 class RefusedError(VhostUserError):
@@ -273,14 +287,42 @@ class FrontEnd(trio.abc.AsyncResource):
         if self.features & VhostFeature.PROTOCOL_FEATURES:
             await self.request(FrontendRequest.SET_VRING_ENABLE, VringState(ring.index, int(enable)))
 
-    async def stop_ring(self, ring: DriverQueue) -> int:
-        """Stop a ring; return its position, from which the next start goes on."""
-        reply = await self.request(FrontendRequest.GET_VRING_BASE, VringState(ring.index, 0))
+    async def stop_ring(self, ring: DriverQueue, *, skip_drain: bool = False) -> int:
+        """Stop a ring; return its position, from which the next start goes on.
+
+        Args:
+            ring: The ring.
+            skip_drain: Leave requests in flight, recorded as such, rather than wait until they are completed.
+        """
+        request = FrontendRequest.GET_VRING_BASE_SKIP_DRAIN if skip_drain else FrontendRequest.GET_VRING_BASE
+        reply = await self.request(request, VringState(ring.index, 0))
         assert isinstance(reply, VringState), reply  # as in _word
         if reply.index != ring.index:
             raise FramingError(f"GET_VRING_BASE: the answer is about vring {reply.index}, not {ring.index}")
         ring.base = reply.num
         return reply.num
+
+    async def get_inflight(self, num_queues: int, queue_size: int) -> InflightFile:
+        """Have the back-end make memory for its requests in flight.
+
+        Args:
+            num_queues: For how many rings.
+            queue_size: Of how many descriptors each.
+
+        Raises:
+            RefusedError: The back-end has none.
+        """
+        asked = Inflight(0, 0, num_queues, queue_size)
+        told, fds = await self.request_with_fds(FrontendRequest.GET_INFLIGHT_FD, asked)
+        with fds:
+            assert isinstance(told, Inflight), told  # as in _word
+            if not told.mmap_size or not len(fds):
+                raise RefusedError(f"GET_INFLIGHT_FD: {told} with {len(fds)} descriptors")
+            return InflightFile(told, fds.take())
+
+    async def set_inflight(self, file: InflightFile) -> None:
+        """Give a back-end the memory in which one before it recorded its requests in flight."""
+        await self.request(FrontendRequest.SET_INFLIGHT_FD, file.told, [file.fd.fileno()])
 
     async def open_backend_channel(self) -> Channel:
         """Make the back-end's own channel and hand it one end; the other is :attr:`backend_channel` from now on."""

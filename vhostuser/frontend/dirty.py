@@ -23,7 +23,7 @@ PAGE = 4096
 _libc = ctypes.CDLL(None)
 _FUTEX = {"x86_64": 202}.get(os.uname().machine, 98)
 _WAKE_OP, _PRIVATE = 5, 128
-_CLEAR_BIT = (3 | 8) << 28  # FUTEX_OP_ANDN of 1 << oparg
+_SET_BIT, _CLEAR_BIT = (2 | 8) << 28, (3 | 8) << 28  # FUTEX_OP_OR and FUTEX_OP_ANDN of 1 << oparg
 
 
 class DirtyBitmap:
@@ -32,6 +32,7 @@ class DirtyBitmap:
     Args:
         top: The end of guest memory.
         mmap_offset: Where the bitmap begins in its file, a multiple of the page size.
+        fd: The file of a bitmap that is there already, which is duplicated; None: a new one.
 
     Attributes:
         fd: The file.
@@ -39,12 +40,13 @@ class DirtyBitmap:
         mmap_offset: As above.
     """
 
-    def __init__(self, top: int, mmap_offset: int = 0) -> None:
+    def __init__(self, top: int, mmap_offset: int = 0, fd: int | None = None) -> None:
         self.size = -(-top // (8 * PAGE))
         self.mmap_offset = mmap_offset
-        self.fd = OwnedFd(os.memfd_create("dirty-log", os.MFD_CLOEXEC))
+        self.fd = OwnedFd(os.memfd_create("dirty-log", os.MFD_CLOEXEC) if fd is None else os.dup(fd))
         try:
-            os.ftruncate(self.fd.fileno(), mmap_offset + self.size)
+            if fd is None:
+                os.ftruncate(self.fd.fileno(), mmap_offset + self.size)
             self._map = mmap.mmap(self.fd.fileno(), self.size, offset=mmap_offset)
         except BaseException:
             self.fd.close()
@@ -61,15 +63,30 @@ class DirtyBitmap:
         bits = self._map[:]
         return {PAGE * (8 * at + bit) for at in _nonzero(bits) for bit in range(8) if bits[at] >> bit & 1}
 
+    def __contains__(self, page: int) -> bool:
+        at, bit = divmod(page // PAGE, 8)
+        return bool(self._map[at] >> bit & 1)
+
     def take(self) -> set[int]:
         """Take the bits out: the pages to read from now on."""
         taken = self.pages()
         for page in taken:
-            at, bit = divmod(page // PAGE, 8)
-            word = self._address + (at & ~3)
-            operation = _CLEAR_BIT | (8 * (at & 3) + bit) << 12
-            _libc.syscall(_FUTEX, ctypes.c_void_p(word), _WAKE_OP | _PRIVATE, 0, None, ctypes.c_void_p(word), operation)
+            self.clear(page)
         return taken
+
+    def put(self, page: int) -> None:
+        """Set the bit of a page, as another back-end does, or a hypervisor for what the guest wrote."""
+        self._change(_SET_BIT, page)
+
+    def clear(self, page: int) -> None:
+        """Take out the bit of a page, whether it is set or not."""
+        self._change(_CLEAR_BIT, page)
+
+    def _change(self, how: int, page: int) -> None:
+        at, bit = divmod(page // PAGE, 8)
+        word = ctypes.c_void_p(self._address + (at & ~3))
+        operation = how | (8 * (at & 3) + bit) << 12
+        _libc.syscall(_FUTEX, word, _WAKE_OP | _PRIVATE, 0, None, word, operation)
 
     def close(self) -> None:
         """Unmap it and close the file."""

@@ -56,6 +56,7 @@ class Audit:
         self._in_turns = in_turns
         self._pumps = pumps
         self._log: DirtyLog | None = None
+        self._looked = 0
         self._excused: list[tuple[int, int]] = []  # ranges of this process
 
     async def run(self) -> None:
@@ -67,18 +68,26 @@ class Audit:
     async def look(self) -> None:
         """Look once, between two turns of every group."""
         if self._watch is not None:
-            await self.change(self._log, lambda number, pump: None)
+            async with self.resting:
+                await self._rest(self._log, lambda number, pump: None)
 
     async def change(self, following: DirtyLog | None, then: Callable[[int, Pump], None]) -> None:
         """Run `then` in the thread of each group, after which its rings log to `following`. Look first."""
         async with self.resting:
-            if self._watch is not None:
-                look = partial(self._look, following)
-                if pumps := self._pumps():
-                    then = _at_rest(len(pumps), look, then)
-                else:
-                    look()
-            await self._in_turns(then)
+            await self._rest(following, then)
+
+    async def _rest(self, following: DirtyLog | None, then: Callable[[int, Pump], None]) -> None:
+        looks = self._looked
+        if self._watch is not None:
+            look = partial(self._look, following)
+            if pumps := self._pumps():
+                then = _at_rest(len(pumps), look, then)
+            else:
+                look()
+        await self._in_turns(then)
+        if self._watch is not None and self._looked == looks:
+            log.warning("dirty log: not audited until it is switched again: a queue group hangs")
+            self._log = None
 
     def follow(self, *tables: GuestMemory) -> None:
         """Watch these memory tables from now on."""
@@ -109,6 +118,7 @@ class Audit:
 
     def _look(self, following: DirtyLog | None) -> None:
         assert self._watch is not None
+        self._looked += 1
         written = list(self._watch.written())
         if self._log is not None:
             self._compare(written, self._log.recorded())

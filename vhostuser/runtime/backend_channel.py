@@ -24,9 +24,10 @@ import trio
 
 from vhostuser.errors import ConnectionClosedError, FdError, NotNegotiatedError, VhostUserError
 from vhostuser.fds import FdBundle, OwnedFd
+from vhostuser.limits import Limits
 from vhostuser.runtime.complaints import Complaints
 from vhostuser.session.backend import BackendSession
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.wire.codec import decode_reply, encode
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import Frame

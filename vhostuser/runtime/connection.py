@@ -35,11 +35,15 @@ from vhostuser.runtime.complaints import Complaints
 from vhostuser.runtime.dirty import Logging
 from vhostuser.runtime.front_end_calls import FrontEndCalls
 from vhostuser.runtime.groups import Group, GroupEndedError
+from vhostuser.runtime.inband import InBand
+from vhostuser.runtime.inflight import InflightRegion
 from vhostuser.runtime.iommu import Iommu
+from vhostuser.runtime.offer import offer_of
 from vhostuser.runtime.postcopy import Postcopy
 from vhostuser.runtime.state_transfer import StateTransfer
-from vhostuser.session.backend import BackendSession, Done, Failed, Offer, Outcome
-from vhostuser.session.vrings import check_packed_base
+from vhostuser.runtime.vring import AREAS, Vring, areas
+from vhostuser.session.backend import BackendSession, Done, Failed, Outcome
+from vhostuser.session.vrings import check_packed_base, check_ring
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
@@ -49,7 +53,7 @@ from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.ring import Ring
 from vhostuser.virtio.rings import area_sizes
 from vhostuser.wire.codec import decode, describe, undecoded
-from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.frames import Frame
 from vhostuser.wire.messages import Message, Payload, VringAddr
 from vhostuser.wire.requests import Direction
@@ -60,70 +64,18 @@ log = logging.getLogger(__name__)
 #: VhostUserError to refuse.
 Handler = Callable[["Connection", Message], Awaitable[Payload | Done | None]]
 
-#: Protocol features of every device that runs here; user-mode Linux does not work without BACKEND_REQ.
-PROTOCOL_FEATURES = (
-    ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.LOG_SHMFD
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-    | ProtocolFeature.GPA_ADDRESSES
-)
-
-
-@dataclass
-class Vring:
-    """What the front-end told us of one vring. `live`: it runs in its group's thread."""
-
-    index: int
-    num: int = 0
-    base: int = 0
-    addr: VringAddr | None = None
-    kick: OwnedFd | None = None
-    call: OwnedFd | None = None
-    err: OwnedFd | None = None
-    live: bool = False
-
-    def close(self, *names: str) -> None:
-        """Close and forget some of the descriptors."""
-        for name in names:
-            fd = getattr(self, name)
-            setattr(self, name, None)
-            if fd is not None:
-                fd.close()
+DRAIN_LIMIT = 10.0  # seconds for a device to complete what it has in flight when its ring shall stop
 
 
 @dataclass
 class LiveGroup:
-    """A queue group with at least one live ring."""
+    """A queue group with at least one live ring; `queue` is where a Python device gets its chains."""
 
     group: Group
+    queue: Queue | None = None
     fault: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
-
-
-def offer_of(device: Device, postcopy: bool = False) -> Offer:
-    """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
-    protocol = PROTOCOL_FEATURES
-    if postcopy:
-        protocol |= ProtocolFeature.PAGEFAULT
-    if device.mtu_settable:
-        protocol |= ProtocolFeature.NET_MTU
-    if len(device.groups) > 1:
-        protocol |= ProtocolFeature.MQ
-    if device.announces:
-        protocol |= ProtocolFeature.RARP
-    if device.has_config:
-        protocol |= ProtocolFeature.CONFIG
-    if device.max_state:
-        protocol |= ProtocolFeature.DEVICE_STATE
-    if device.shares_objects:
-        protocol |= ProtocolFeature.SHARED_OBJECT
-    if device.shmem_regions:
-        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
-    return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
 
 
 class Connection:
@@ -135,8 +87,10 @@ class Connection:
         logging: the dirty log.
         audit: what holds it against what was written, if there is a `watch` for that.
         vrings: what is known of each ring.
+        inflight: where rings record what they have in flight.
         backend_channel: for requests of ours to the front-end.
         iommu: translations of the driver's addresses; unused without ACCESS_PLATFORM.
+        inband: notifications by message.
         calls: those that the device makes.
         postcopy: memory that is still elsewhere.
         state_transfer: the device's state on its way, until the front-end asks what became of it.
@@ -151,14 +105,17 @@ class Connection:
         counters: dict[str, int] | None = None,
         watch: WriteWatch | None = None,
         userfaults: OwnedFd | None = None,
+        group_type: type[Group] = Group,
     ) -> None:
         self.device = device
+        self._group_type = group_type
         self.postcopy = Postcopy(userfaults)
         self.session = BackendSession(offer_of(device, self.postcopy.offered))
         self.memory = GuestMemory()
         self.audit = Audit(watch, self.in_turns, lambda: [live.group.pump for live in self._groups.values()])
         self.logging = Logging(self.log_anew)
         self.vrings = [Vring(index) for index in range(device.num_rings)]
+        self.inflight = InflightRegion(device.num_rings)
         self.counters = {} if counters is None else counters
         self._channel = channel
         self._complaints = Complaints()
@@ -166,6 +123,7 @@ class Connection:
         self.calls = FrontEndCalls(self.backend_channel, device.shmem_regions)
         self.state_transfer: StateTransfer | None = None
         self.iommu = Iommu(self.backend_channel)
+        self.inband = InBand(self.session, self.backend_channel)
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
@@ -181,7 +139,7 @@ class Connection:
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self.inband.nursery = nursery
                 self.device.front_end = self.calls
                 nursery.start_soon(self.audit.run)
                 if self.postcopy.offered:
@@ -229,6 +187,12 @@ class Connection:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
         if self._channel.is_other_end(fd.fileno()):
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
+
+    def check_mapped(self, size: int) -> None:
+        """Raise PayloadError for a memory table, a log or a record of more bytes than a connection may map."""
+        limit = self._channel.limits.mapped_bytes
+        if size > limit:
+            raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
 
     async def _end_postcopy_with_front_end(self) -> None:
         """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
@@ -286,7 +250,7 @@ class Connection:
         return processed | (self._enabled_by_request() - live if live else set())
 
     def _enabled_by_request(self) -> set[int]:
-        """The rings that a request enabled: all that are, unless PROTOCOL_FEATURES is missing, which enables them."""
+        """The rings that a request enabled; where protocol features were not negotiated that is done by default."""
         if not self.session.features & VhostFeature.PROTOCOL_FEATURES:
             return set()
         return {index for index, status in enumerate(self.session.vrings) if status.enabled}
@@ -327,7 +291,9 @@ class Connection:
                 raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
 
     def rings_in(self, addresses: range) -> list[int]:
-        """The live rings of which some part begins there."""
+        """The live rings of which some part begins there; behind an IOMMU none, their addresses are others."""
+        if self.session.features & VhostFeature.ACCESS_PLATFORM:
+            return []
         placed = [(vring.index, vring.addr) for vring in self.vrings if vring.live and vring.addr]
         return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
 
@@ -345,25 +311,27 @@ class Connection:
 
         Raises:
             MemoryAccessError: its addresses are not in the memory table.
-            PayloadError: its position is not in the ring.
+            PayloadError: its size, position or addresses are not those of a ring of this layout.
             PortError: the device's host side refuses what the driver negotiated, or has no descriptors left.
         """
         vring = self.vrings[index]
         if vring.addr is None or not vring.num or not self.memory.mappings:
             return
+        if not vring.live:
+            packed = bool(self.session.features & VhostFeature.RING_PACKED)
+            check_ring(index, vring.num, vring.base, vring.addr, packed)
         self.check_addresses(index, vring.num, vring.addr)
         if vring.live:
             ring = self.ring(index)
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
-        self.check_base(index, vring.num, vring.base)
         number, place = self._place(index)
         live = self._groups.get(number) or self._open_group(number)
         ring = live.group.pump.rings[place]
         vring.live = True
         try:
             async with self.audit.resting:
-                await live.group.call(lambda: self._start(ring, vring))
+                await live.group.call(partial(self._start, ring, vring, self.inband.notifiers(vring)))
         except BaseException:
             vring.live = False
             raise
@@ -378,14 +346,30 @@ class Connection:
                 with suppress(*[MemoryAccessError] * patient):
                     await self.refresh(vring.index)
 
-    async def stop(self, index: int) -> None:
-        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed."""
+    async def drain(self, index: int) -> None:
+        """Wait until what a ring has in flight is completed, or too long.
+
+        A device with a pump of its own completes within a turn what it has taken.
+        """
+        live = self._groups.get(self._place(index)[0])
+        if self.vrings[index].live and live and live.queue:
+            with trio.move_on_after(DRAIN_LIMIT) as scope:
+                await live.queue.drain()
+            if scope.cancelled_caught:
+                self._complaints.add("vring %d: still in flight after %g s, and not waited for", index, DRAIN_LIMIT)
+
+    async def stop(self, index: int, keep: bool = False) -> None:
+        """Stop a ring; its position becomes the vring's base. Its kick and call descriptors are closed.
+
+        What it has in flight goes back to its driver, or with `keep` stays recorded as in flight.
+        """
         vring = self.vrings[index]
         if vring.live:
             ring = self.ring(index)
-            vring.base = await self.group(index).call(ring.stop)
+            vring.base = await self.group(index).call(lambda: ring.stop(keep))
             vring.live = False
         vring.close("kick", "call")
+        vring.polled = False
         if not any(vring.live for vring in self.vrings):
             # what a front-end withdraws while no ring runs, it need not tell
             self.iommu.table = Iotlb(self.memory)
@@ -451,7 +435,7 @@ class Connection:
         if self.device.timelines:
             pump.record(self.device.timelines[number])
         queue: Queue | None = None
-        group = Group(
+        group = self._group_type(
             pump,
             (lambda: queue.offer() if queue else None) if isinstance(pump, ChainPump) else None,
             self._complaints,
@@ -460,16 +444,16 @@ class Connection:
         )
         if isinstance(pump, ChainPump):
             queue = Queue(pump, group.call)
-        live = self._groups[number] = LiveGroup(group)
-        self._nursery.start_soon(self._run_group, number, live, queue)
+        live = self._groups[number] = LiveGroup(group, queue)
+        self._nursery.start_soon(self._run_group, number, live)
         return live
 
-    async def _run_group(self, number: int, live: LiveGroup, queue: Queue | None) -> None:
+    async def _run_group(self, number: int, live: LiveGroup) -> None:
         try:
             with live.scope:
                 async with trio.open_nursery() as nursery:
-                    if queue is not None:
-                        nursery.start_soon(self._serve, queue)
+                    if live.queue is not None:
+                        nursery.start_soon(self._serve, live.queue)
                     nursery.start_soon(self._watch_faults, live)
                     await live.group.run()
         finally:
@@ -501,19 +485,22 @@ class Connection:
         _add(self.counters, self.audit.counters())
         self.logging.close()
         self.backend_channel.close()
+        self.inband.close()
         for memory in (*self._retired, self.memory, self.postcopy.announced):
             if memory is not None:
                 memory.close()
+        self.inflight.close()
 
     # ---- in a group's thread ---------------------------------------------------------------------------------------
 
-    def _start(self, ring: Ring, vring: Vring) -> None:
+    def _start(self, ring: Ring, vring: Vring, notifiers: tuple[int, int, int]) -> None:
         self._place_ring(ring, vring)
-        ring.set_kick(_number(vring.kick))
-        ring.set_call(_number(vring.call))
-        ring.set_err(_number(vring.err))
+        kick, call, err = notifiers
+        ring.set_kick(kick)
+        ring.set_call(call)
+        ring.set_err(err)
         ring.enabled = self.session.vrings[vring.index].enabled
-        ring.start(vring.base)
+        ring.start(vring.base, self.inflight.part(vring.index, self.session.features))
 
     def _place_ring(self, ring: Ring, vring: Vring) -> None:
         assert vring.addr is not None
@@ -546,18 +533,6 @@ class Connection:
                 except VhostUserError:
                     lost.append(ring.index)
         return lost
-
-
-AREAS = ("descriptor", "available", "used")
-
-
-def areas(addr: VringAddr) -> tuple[int, int, int]:
-    """A ring's three addresses in the order of ``virtio``: descriptor area, driver area, device area."""
-    return addr.descriptor, addr.available, addr.used
-
-
-def _number(fd: OwnedFd | None) -> int:
-    return -1 if fd is None else fd.fileno()
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:

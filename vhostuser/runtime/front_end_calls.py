@@ -6,6 +6,7 @@ memory regions, which must not overlap and goes only as a whole.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 
 from vhostuser.errors import LocalProtocolError
@@ -23,10 +24,16 @@ class FrontEndCalls:
     Args:
         channel: where requests go.
         shmem_regions: sizes in bytes of the device's shared memory regions, by their identifiers.
+
+    Raises:
+        ValueError: a region is not made of whole pages.
     """
 
     def __init__(self, channel: BackendChannel, shmem_regions: Mapping[int, int]) -> None:
         self._channel = channel
+        for shmid, size in shmem_regions.items():
+            if size % mmap.PAGESIZE:
+                raise ValueError(f"shared memory region {shmid}: {size:#x} bytes are no multiple of {mmap.PAGESIZE:#x}")
         self._regions = shmem_regions
         self._mapped: list[ShmemMap] = []
 

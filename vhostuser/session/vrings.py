@@ -79,6 +79,22 @@ def check_packed_base(index: int, base: int, num: int) -> None:
             )
 
 
+def check_ring(index: int, num: int, base: int, addr: VringAddr, packed: bool) -> None:
+    """Judge a ring as a whole before it starts: each value may have come when another layout was acknowledged.
+
+    Raises:
+        PayloadError: A value is not one of the present layout.
+    """
+    for request, payload in (
+        (FrontendRequest.SET_VRING_NUM, VringState(index, num)),
+        (FrontendRequest.SET_VRING_BASE, VringState(index, base)),
+        (FrontendRequest.SET_VRING_ADDR, addr),
+    ):
+        check_vring_values(request, payload, packed, MAX_VRING_NUM)
+    if packed:
+        check_packed_base(index, base, num)
+
+
 def _check_num(index: int, num: int, packed: bool, max_num: int) -> None:
     if not 1 <= num <= max_num:
         raise PayloadError(f"SET_VRING_NUM: {num} is not in 1..{max_num} (vring {index})")

@@ -14,27 +14,29 @@ and the channel.
 
 Each system call says that it must not wait: a socket that the peer passed to us shares its O_NONBLOCK with the peer.
 
-Waiting for the first byte of a message has no time limit, everything after it has one. A stream that was
-left in the middle of a message, by an error or by cancellation, stays unusable: there is no way back to a
-message boundary.
+Waiting for the first byte of a message has no time limit, but for the first message of a client that others wait
+behind; everything after that byte has one. Messages that come too fast are read later. A stream that was left in the
+middle of a message, by an error or by cancellation, stays unusable: there is no way back to a message boundary.
 """
 
 from __future__ import annotations
 
 import array
 import errno
+import math
 import os
 import select
 import socket
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import trio
 
 from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
 from vhostuser.fds import FdBundle
+from vhostuser.limits import Limits
+from vhostuser.transport.pace import Pace
 from vhostuser.wire.frames import HEADER_SIZE, MAX_FDS, Frame, Header, check_header
 
 if TYPE_CHECKING:
@@ -48,30 +50,29 @@ _CONTROL_SIZE = socket.CMSG_SPACE(MAX_FDS * _INT_SIZE) + socket.CMSG_SPACE(3 * _
 _PEER_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a peer may hold a channel up, in seconds.
-
-    Attributes:
-        message_timeout: From the first byte of a message to its last.
-        send_timeout: Until the kernel has taken a whole message from us, which means: until the peer reads.
-    """
-
-    message_timeout: float = 30.0
-    send_timeout: float = 30.0
-
-
 class Channel(trio.abc.AsyncResource):
     """One connection. One task may receive while another sends.
 
     Args:
         sock: A connected AF_UNIX SOCK_STREAM socket; the channel owns it.
-        limits: Time limits for the peer.
+        limits: How long the peer may hold it up, and how fast it may be.
+        first_message_timeout: How long the peer may be silent before it says something for the first time, in seconds.
+
+    Attributes:
+        limits: those given.
     """
 
-    def __init__(self, sock: trio.socket.SocketType, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        limits: Limits | None = None,
+        *,
+        first_message_timeout: float = math.inf,
+    ) -> None:
+        self.limits = limits or Limits()
         self._socket = sock
-        self._limits = limits or Limits()
+        self._patience = first_message_timeout
+        self._pace = Pace(self.limits.messages_per_second)
         self._inbound = _Direction("receiving")
         self._outbound = _Direction("sending")
 
@@ -86,12 +87,20 @@ class Channel(trio.abc.AsyncResource):
             trio.BusyResourceError: Another task is receiving.
         """
         with self._inbound.claim(), self._translate_errors():
-            await trio.lowlevel.wait_readable(self._socket)
+            await self._pace.turn()
+            await self._first_byte()
             with _MessageReader(self._socket, self._inbound) as reader:
                 return await self._receive_message(reader)
 
+    async def _first_byte(self) -> None:
+        with trio.move_on_after(self._patience) as scope:
+            await trio.lowlevel.wait_readable(self._socket)
+        if scope.cancelled_caught:
+            raise FramingError(f"the peer said nothing in {self._patience:g} s after it connected")
+        self._patience = math.inf
+
     async def _receive_message(self, reader: _MessageReader) -> Frame:
-        timeout = self._limits.message_timeout
+        timeout = self.limits.message_timeout
         with trio.move_on_after(timeout):
             header = Header.parse(await reader.read(HEADER_SIZE, "header"))
             check_header(header)
@@ -112,7 +121,7 @@ class Channel(trio.abc.AsyncResource):
         """
         if len(frame.fds) > MAX_FDS:
             raise LocalProtocolError(f"{len(frame.fds)} descriptors with one message, the limit is {MAX_FDS}")
-        timeout = self._limits.send_timeout
+        timeout = self.limits.send_timeout
         with self._outbound.claim(), self._translate_errors():
             with trio.move_on_after(timeout):
                 return await self._send_message(frame)

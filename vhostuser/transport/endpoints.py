@@ -17,6 +17,7 @@ kernel's backlog: connected, undisturbed, and served once its turn comes.
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import socket
@@ -26,7 +27,12 @@ from abc import abstractmethod
 import trio
 
 from vhostuser.errors import EndpointError
-from vhostuser.transport.channel import Channel, Limits
+from vhostuser.limits import Limits
+from vhostuser.transport.access import ANYBODY, Access
+from vhostuser.transport.channel import Channel
+from vhostuser.transport.pace import Pace
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 16
 """Clients that may wait for their turn. One is usual; the rest is room for managers that probe the socket."""
@@ -34,6 +40,8 @@ RETRY_MIN = 0.1
 """Seconds before the second attempt to connect; doubled from then on."""
 RETRY_MAX = 1.0
 """Longest pause between two attempts, in seconds: a peer that restarts is found again soon."""
+REFUSALS_LOGGED = 10
+"""Clients of the wrong user that a listener warns of; later ones are for who debugs."""
 
 # Out of descriptors or memory: it may pass when another guest leaves, so accepting waits rather than fails.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -62,19 +70,41 @@ class Listener(Endpoint):
 
     Args:
         sock: The listening socket, owned from now on.
-        limits: Time limits for the channels.
+        limits: Those of the channels, and how many clients a second are accepted.
         path: Where the socket was bound by us; removed at close. None for a socket that someone else made.
+        access: Which user's clients are served.
     """
 
-    def __init__(self, sock: trio.socket.SocketType, limits: Limits | None = None, path: str | None = None) -> None:
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        limits: Limits | None = None,
+        path: str | None = None,
+        access: Access = ANYBODY,
+    ) -> None:
         self._socket = sock
-        self._limits = limits
+        self._limits = limits or Limits()
         self._path = path
+        self._access = access
+        self._pace = Pace(self._limits.connections_per_second)
+        self._refusals = 0
         self._identity = _identity(path) if path else None
 
     async def accept(self) -> Channel:
         """Wait for the next client. Raises trio.ClosedResourceError once the listener is closed."""
         while True:
+            sock = await self._accept()
+            try:
+                self._access.check_peer(sock)
+            except EndpointError as error:
+                sock.close()
+                self._refused(error)
+            else:
+                return Channel(sock, self._limits, first_message_timeout=self._limits.first_message_timeout)
+
+    async def _accept(self) -> trio.socket.SocketType:
+        while True:
+            await self._pace.turn()
             try:
                 sock, _ = await self._socket.accept()
             except OSError as error:
@@ -84,7 +114,14 @@ class Listener(Endpoint):
                     raise
                 await trio.sleep(RETRY_MIN)
             else:
-                return Channel(sock, self._limits)
+                return sock
+
+    def _refused(self, error: EndpointError) -> None:
+        self._refusals += 1
+        level = logging.WARNING if self._refusals <= REFUSALS_LOGGED else logging.DEBUG
+        log.log(level, "%s: a client was refused: %s", self._path or "the inherited socket", error)
+        if self._refusals == REFUSALS_LOGGED:
+            log.warning("further clients that are refused are logged with -vv only")
 
     async def next_channel(self) -> Channel:
         """Wait for the next client; there is always a further one."""
@@ -93,8 +130,12 @@ class Listener(Endpoint):
     async def aclose(self) -> None:
         """Remove the path if it still is this socket, and close."""
         # Before the close: as long as the socket is open, nothing else can have its inode number.
-        if self._path and self._identity is not None and _identity(self._path) == self._identity:
-            os.unlink(self._path)
+        if self._path and self._identity is not None:
+            try:
+                if _identity(self._path) == self._identity:
+                    os.unlink(self._path)
+            except PermissionError:  # the process was another user's when it bound it
+                log.info("%s stays behind: it is in a folder of another user", self._path)
         self._identity = None
         self._socket.close()
         await trio.lowlevel.checkpoint()
@@ -103,16 +144,17 @@ class Listener(Endpoint):
 class Connector(Endpoint):
     """Connects to a path, and connects again when asked for the next channel."""
 
-    def __init__(self, path: str | os.PathLike[str], limits: Limits | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY) -> None:
         self._path = path
         self._limits = limits
+        self._access = access
         self._earliest = -math.inf
 
     async def next_channel(self) -> Channel:
         """Connect, however long it takes. Raises EndpointError for what waiting will not cure."""
         # A peer that takes connections and drops them at once must not keep us spinning.
         await trio.sleep_until(self._earliest)
-        channel = await connect(self._path, self._limits)
+        channel = await connect(self._path, self._limits, self._access)
         self._earliest = trio.current_time() + RETRY_MIN
         return channel
 
@@ -139,30 +181,31 @@ class Connected(Endpoint):
             await self._channel.aclose()
 
 
-async def listen(path: str | os.PathLike[str], limits: Limits | None = None) -> Listener:
+async def listen(path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY) -> Listener:
     """Listen at a path. A socket that nobody listens on any more is removed first.
 
     Raises:
-        EndpointError: Something else is there (a live server, a file), or the path cannot be bound.
+        EndpointError: Something else is there (a live server, a file), or the path cannot be bound or given away.
     """
     await trio.lowlevel.checkpoint()
     path = os.fspath(path)
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(path)
+        access.bind(sock, path)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise EndpointError(f"{path}: cannot listen: {error.strerror or error}") from error
-    return Listener(trio.socket.from_stdlib_socket(sock), limits, path)
+    return Listener(trio.socket.from_stdlib_socket(sock), limits, path, access)
 
 
-async def connect(path: str | os.PathLike[str], limits: Limits | None = None) -> Channel:
+async def connect(path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY) -> Channel:
     """Connect to a path, trying again until someone listens there; give up by cancelling.
 
     Raises:
-        EndpointError: A regular file, a socket of another type, no permission: waiting will not cure it.
+        EndpointError: A regular file, a socket of another type, no permission, a listener of the wrong user: waiting
+            will not cure it.
     """
     await trio.lowlevel.checkpoint()
     path = os.fspath(path)
@@ -170,16 +213,21 @@ async def connect(path: str | os.PathLike[str], limits: Limits | None = None) ->
     while (sock := _try_connect(path)) is None:
         await trio.sleep(delay)
         delay = min(2 * delay, RETRY_MAX)
+    try:
+        access.check_peer(sock)
+    except EndpointError as error:
+        sock.close()
+        raise EndpointError(f"{path}: {error}") from None
     return Channel(trio.socket.from_stdlib_socket(sock), limits)
 
 
-def from_fd(fd: int, limits: Limits | None = None) -> Listener | Connected:
+def from_fd(fd: int, limits: Limits | None = None, access: Access = ANYBODY) -> Listener | Connected:
     """Adopt an inherited socket, listening or connected. After an error the descriptor still is the caller's.
 
     The socket becomes non-blocking for everybody who shares it, and is not inherited further.
 
     Raises:
-        EndpointError: Not an AF_UNIX stream socket, or neither listening nor connected.
+        EndpointError: Not an AF_UNIX stream socket, or neither listening nor connected, or to the wrong user.
     """
     try:
         sock = socket.socket(fileno=fd)
@@ -187,12 +235,14 @@ def from_fd(fd: int, limits: Limits | None = None) -> Listener | Connected:
         raise EndpointError(f"descriptor {fd} is no socket: {getattr(error, 'strerror', error)}") from error
     try:
         listening = _is_listening(sock)
+        if not listening:
+            access.check_peer(sock)
     except EndpointError:
         sock.detach()
         raise
     os.set_inheritable(fd, False)
     adopted = trio.socket.from_stdlib_socket(sock)
-    return Listener(adopted, limits) if listening else Connected(Channel(adopted, limits))
+    return Listener(adopted, limits, access=access) if listening else Connected(Channel(adopted, limits))
 
 
 def _is_listening(sock: socket.socket) -> bool:

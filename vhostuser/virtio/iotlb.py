@@ -9,6 +9,9 @@ For the rings it is two address tables, of what the device may read and of what 
 the packet path nothing: a range that is not in the table is a ``MISS``. An entry keeps the front-end's address from
 which its place in this process follows, so that it survives a new memory table that still has the memory.
 
+The packet path finds a ring's areas by one address each, so each has to lie side by side in this process. A Linux guest
+gives a ring pages as they come, and only up to 256 descriptors is each area within one; larger rings are refused then.
+
 The front-end is trusted to keep the table, not to keep it small: there are at most ``IOTLB_ENTRIES``, and the oldest
 goes first. What has gone is asked for again when it is needed.
 """

@@ -42,6 +42,7 @@ cdef enum:
     BAD_INDIRECT = -5
     VANISHED = -6
     UNPLACED = -7
+    UNPOSITIONED = -8
 
     LOG_PAGE_SHIFT = 12
 

@@ -55,6 +55,7 @@ CHAIN_LOOP = -4
 BAD_INDIRECT = -5
 VANISHED = -6
 UNPLACED = -7
+UNPOSITIONED = -8
 
 LOG_PAGE_SHIFT = 12  #: a page of the dirty log, always 4096 bytes
 

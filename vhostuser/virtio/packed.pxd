@@ -1,5 +1,6 @@
 from vhostuser.virtio.layout cimport *
 from vhostuser.virtio.primitives cimport *
+from vhostuser.virtio.packed_record cimport PackedRecord
 from vhostuser.virtio.ring cimport Ring
 
 cdef class PackedRing(Ring):
@@ -9,8 +10,11 @@ cdef class PackedRing(Ring):
     cdef bint blocked
     cdef int[::1] span
     cdef int in_hand
-    cdef int held, held_flags, moved
+    cdef int held, held_flags, moved, given
     cdef bint signalled
+    cdef PackedRecord record
+    cdef void record_new(self, PackedRecord record, int slot) noexcept nogil
+    cdef int find_used(self, int used, bint wrap) noexcept nogil
     cdef unsigned long long slot(self, int index) noexcept nogil
     cdef bint available(self, int flags, bint wrap) noexcept nogil
     cdef int walk(self, int flags) noexcept nogil
@@ -22,5 +26,6 @@ cdef class PackedRing(Ring):
     cdef int take(self, int limit) noexcept nogil
     cdef void give(self, int count) noexcept nogil
     cdef void publish(self) noexcept nogil
+    cdef bint owes(self) noexcept nogil
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil

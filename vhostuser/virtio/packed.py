@@ -35,6 +35,10 @@ from array import array
 
 import cython
 
+from vhostuser.errors import PayloadError
+from vhostuser.virtio.inflight import Part
+from vhostuser.virtio.recovery import Place
+
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
         AT_NO_CALL,
@@ -62,6 +66,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         TABLE,
         WRAP,
     )
+    from vhostuser.virtio.packed_record import PackedRecord
     from vhostuser.virtio.primitives import (
         fence,
         load_acquire_u16,
@@ -95,8 +100,9 @@ class PackedRing(Ring):
         self.blocked = False
         self.span = array("i", bytes(4 * BURST))
         self.in_hand = 0
-        self.held, self.held_flags, self.moved = -1, 0, 0
+        self.held, self.held_flags, self.moved, self.given = -1, 0, 0, 0
         self.signalled = False
+        self.record: PackedRecord | None = None
 
     # ---- the control side ------------------------------------------------------------------------------------------
 
@@ -108,15 +114,18 @@ class PackedRing(Ring):
         """What an IOMMU has to allow of the descriptor ring, the driver's event word and the device's."""
         return IOMMU_READ | IOMMU_WRITE, IOMMU_READ, IOMMU_WRITE
 
-    def set_position(self, base: int) -> None:
+    def set_position(self, base: int, part: Part | None) -> None:
         """Go on at `base`: the avail slot and its wrap counter in the low half, the used ones in the high half.
 
         Both halves of a fresh ring are slot 0 and counter 1, and peers tell less. DPDK sends the low half alone: then
         using goes on where fetching does. User-mode Linux sends 0, and others nothing; that would be the beginning of
         an even lap, before which the lap behind has left slot 0 used. Where it has not, the ring is fresh.
 
+        With a record of what is in flight both go on at the used slot, and where the record says: see `PackedRecord`.
+
         Raises:
             ValueError: a slot is not below the ring's size; the caller has to check what a front-end says.
+            PayloadError: the record contradicts the ring; or there is none, and the ring has gone on since.
         """
         first: cython.int
         low, high = base & 0xFFFF, base >> 16
@@ -127,15 +136,72 @@ class PackedRing(Ring):
         if high == 0:
             high = low
         avail, used = low & 0x7FFF, high & 0x7FFF
+        avail_wrap, used_wrap = bool(low & WRAP), bool(high & WRAP)
         if max(avail, used) >= self.num:
             raise ValueError(f"packed position {base:#x} is not in a ring of {self.num} (vring {self.index})")
+        record: PackedRecord | None = None
+        if part is not None:
+            record = PackedRecord(self.index, part, self.num, self.desc)
+            avail, avail_wrap = used, used_wrap = record.resume(Place(used, used_wrap))
+            if self.log.on and record.owed:
+                self.log_ring()
+        if record is None or record.unused:
+            self.check_position(used, used_wrap)
+        self.record = record
         self.next_avail = self.seen = avail
         self.next_used = used
-        self.avail_wrap = self.seen_wrap = bool(low & WRAP)
-        self.used_wrap = bool(high & WRAP)
-        self.in_hand = self.moved = 0
+        self.avail_wrap = self.seen_wrap = avail_wrap
+        self.used_wrap = used_wrap
+        self.in_hand = self.moved = self.given = 0
         self.held = -1
         self.blocked = self.signalled = False
+
+    def check_position(self, used: cython.int, wrap: cython.bint) -> None:
+        """Find out whether a ring can be used next at slot `used` with this wrap counter.
+
+        In the lap that is under way no slot from there on was used, and in the lap before none of those that the
+        driver has written to since. A front-end whose back-end died may know no better than what it told that one.
+
+        Raises:
+            PayloadError: a slot says otherwise.
+        """
+        wrong: cython.int = -1
+        with cython.nogil:
+            wrong = self.find_used(used, wrap)
+        if wrong >= 0:
+            raise PayloadError(
+                f"vring {self.index}: it cannot go on at slot {used}, wrap counter {int(wrap)}: slot {wrong} was used "
+                f"in another lap than that. After a crash a packed ring goes on with an inflight region only"
+            )
+
+    def find_used(self, used: cython.int, wrap: cython.bint) -> cython.int:
+        """A slot that contradicts the position `used` with wrap counter `wrap`, or -1."""
+        index: cython.int
+        flags: cython.int
+        for index in range(cython.cast(cython.int, self.num)):
+            flags = load_u16(self.slot(index) + 14)
+            if ((flags & DESC_AVAIL) != 0) != ((flags & DESC_USED) != 0):
+                continue
+            if ((flags & DESC_USED) != 0) == (wrap if index >= used else not wrap):
+                return index
+        return -1
+
+    def log_ring(self) -> None:
+        """Log all of the ring: what was in flight was written into it again."""
+        with cython.nogil:
+            fence()
+            self.log.desc_area(0, 16 * cython.cast(cython.ulonglong, self.num))
+            self.log.poke()
+
+    def recording(self) -> bool:
+        """Whether it is recorded what is in flight."""
+        return self.record is not None
+
+    def end_record(self) -> None:
+        """Record nothing any more but what is in hand."""
+        if self.record is not None:
+            self.record.forget(self.taken)
+            self.record = None
 
     def position(self) -> int:
         """The next avail slot and its wrap counter, and the next used ones above them."""
@@ -148,6 +214,7 @@ class PackedRing(Ring):
         """Take up to `limit` chains into the burst: their number, 0 for none, below 0 for a broken ring."""
         flags: cython.int
         answer: cython.int
+        first: cython.int = self.next_avail
         self.begin()
         self.in_hand = 0
         self.blocked = False
@@ -170,9 +237,22 @@ class PackedRing(Ring):
                 return self.fail(answer)
             self.fetched(self.span[self.taken])
             self.close_chain(answer)
+        if self.record is not None:
+            self.record_new(self.record, first)
         self.seen = self.next_avail
         self.seen_wrap = self.avail_wrap
         return self.taken
+
+    def record_new(self, record: PackedRecord, slot: cython.int) -> None:
+        """Record the chains of the burst, which begins at `slot`, but for those that were put back."""
+        i: cython.int
+        record.desc = self.desc  # the ring may lie elsewhere by now
+        for i in range(self.taken):
+            if i >= record.known:
+                record.add(slot, self.span[i])
+            slot += self.span[i]
+            if slot >= cython.cast(cython.int, self.num):
+                slot -= self.num
 
     def slot(self, index: cython.int) -> cython.ulonglong:
         """Where a slot lies."""
@@ -271,6 +351,7 @@ class PackedRing(Ring):
             self.use(self.head[i], self.written[i], batch)
             batch = 0
         self.counts[CHAINS] += count
+        self.given += count
         for i in range(count, self.taken):
             back += self.span[i]
         self.fetched(-back)
@@ -315,12 +396,16 @@ class PackedRing(Ring):
         """Make everything given visible to the driver at once, then signal it if it asked for that."""
         if self.held < 0:
             return
-        store_release_u16(self.slot(self.held) + 14, self.held_flags)
+        if self.record is not None:
+            self.record.publish(self.slot(self.held) + 14, self.held_flags, self.given, self.next_used, self.used_wrap)
+        else:
+            store_release_u16(self.slot(self.held) + 14, self.held_flags)
         fence()
         if self.log.on:
             self.log.desc_area(16 * cython.cast(cython.ulonglong, self.held) + 14, 2)
             self.log.poke()
         self.held = -1
+        self.given = 0
         if self.asked():
             self.notify()
         else:
@@ -344,6 +429,10 @@ class PackedRing(Ring):
             passed += self.num
         # after a start nobody knows what the driver was last told, so the first one is always sent
         return first or 0 < passed <= self.moved
+
+    def owes(self) -> cython.bint:
+        """Whether chains that a back-end before us left in flight are not used yet."""
+        return self.record is not None and self.record.owed > 0
 
     def arm(self) -> cython.bint:
         """Ask for a kick when the slot behind what the last `take` saw becomes available. True: it has already.

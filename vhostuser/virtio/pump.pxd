@@ -29,4 +29,5 @@ cdef class Pump:
 
 cdef class ChainPump(Pump):
     cdef readonly unsigned long long ticket
+    cdef bint winding_down
     cdef int step(self, int budget) noexcept nogil

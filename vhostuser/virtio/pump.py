@@ -248,12 +248,15 @@ class ChainPump(Pump):
     def __init__(self, ring: Ring) -> None:
         super().__init__(ring)
         self.ticket = 0
+        self.winding_down = False
 
     def step(self, budget: cython.int) -> cython.int:
         """Take one chain if none is out."""
         taken: cython.int
         if self.first.taken or not self.first.runs() or not self.first.enabled:
             return EVENT if self.broken() else 0
+        if self.winding_down and not self.first.owes():
+            return 0
         self.first.disarm()
         taken = self.first.take(1)
         if self.lost(self.first) or taken < 0:
@@ -273,6 +276,15 @@ class ChainPump(Pump):
     def holding(self) -> bool:
         """Whether a chain is out; nothing moves until it is completed or its ring stops."""
         return self.first.taken > 0
+
+    def wind_down(self) -> None:
+        """Hand out nothing that is new. Between two turns only, and for good: the ring is about to stop."""
+        self.winding_down = True
+
+    def unfinished(self) -> bool:
+        """Whether there is something in flight that can be completed. Between two turns only."""
+        owes: cython.bint = self.first.runs() and self.first.enabled and self.first.owes()
+        return self.first.taken > 0 or owes
 
     def buffers(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """The (host address, size) pairs of the chain that is out: what the device may read, and what it may write."""

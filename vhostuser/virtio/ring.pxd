@@ -22,6 +22,7 @@ cdef class Ring:
     cdef readonly RingLog log
     cdef readonly bint armed
     cdef unsigned int base
+    cdef object part
     cdef readonly bint positioned
     # what the front-end has to be asked
     cdef readonly int asks
@@ -59,5 +60,6 @@ cdef class Ring:
     cdef int take(self, int limit) noexcept nogil
     cdef void give(self, int count) noexcept nogil
     cdef void publish(self) noexcept nogil
+    cdef bint owes(self) noexcept nogil
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil

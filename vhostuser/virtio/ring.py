@@ -39,7 +39,8 @@ from array import array
 
 import cython
 
-from vhostuser.errors import MemoryAccessError
+from vhostuser.errors import MemoryAccessError, PayloadError
+from vhostuser.virtio.inflight import Part
 from vhostuser.virtio.iotlb import Iotlb, IotlbMissError
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
@@ -65,6 +66,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         RING_COUNTERS,
         SEGMENTS,
         UNPLACED,
+        UNPOSITIONED,
         VANISHED,
         WRITABLE,
     )
@@ -80,7 +82,8 @@ FAULTS = {
     -4: "a descriptor chain is longer than its table, so it is a loop",
     -5: "an indirect descriptor was not negotiated, is nested, has NEXT set, or has a bad length or address",
     -6: "guest memory vanished under the ring: its file was truncated",
-    -7: "the ring's addresses are not in the memory table",
+    -7: "the ring's addresses are not in the memory table, or an area of it, behind an IOMMU, not side by side there",
+    -8: "the ring cannot go on where it was told to, or where the record of what is in flight says",
 }
 
 #: Names of the counters in :meth:`Ring.counters`, in the order of ``layout``.
@@ -125,6 +128,7 @@ class Ring:
         self.fault = 0
         self.reported = False
         self.base = 0
+        self.part: Part | None = None
         self.positioned = False
         self.asks = ASK_NOTHING
         self.ask_iova = self.ask_perm = 0
@@ -187,6 +191,7 @@ class Ring:
 
         Raises:
             MemoryAccessError: the same, for the caller to report.
+            PayloadError: a ring that waited cannot go on where it was told to.
         """
         if self.taken:
             self.give(0)
@@ -208,7 +213,11 @@ class Ring:
         self.desc, self.driver, self.device = places
         self.log.place(memory, self.desc, self.device)
         if self.started and not self.positioned:
-            self.take_position()
+            try:
+                self.take_position()
+            except PayloadError:
+                self.fail(UNPOSITIONED)
+                raise
 
     def set_log(self, log: DirtyLog | None, own: bool, device: int | None, fd: int) -> None:
         """Log what is written from now on, as :meth:`RingLog.use` has it."""
@@ -223,38 +232,49 @@ class Ring:
             return [memory.ring_address(at, size, name) for at, size, _, name in named]
         return [iotlb.ring_address(*area) for area in named]
 
-    def start(self, base: int) -> None:
+    def start(self, base: int, part: Part | None = None) -> None:
         """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only.
 
         The driver is signalled once: a back-end that died may have published buffers without a call.
+
+        Args:
+            base: where to go on.
+            part: where to record what is in flight; what it holds from before is done again, before anything new.
+
+        Raises:
+            PayloadError: the record, or a packed ring, contradicts its position.
         """
         self.fault = 0
         self.reported = False
         self.armed = False
         self.taken = 0
         self.base = base
+        self.part = part
         self.positioned = False
-        self.started = True
         if self.desc:
             self.take_position()
+        self.started = True
 
     def take_position(self) -> None:
-        """Go on at the base: the ring has just started, or its memory is known at last."""
+        """Go on at the base: the ring has just started, or its memory is known at last. Raises as `start` does."""
         before = pages_vanished()
-        self.set_position(self.base)
+        self.set_position(self.base, self.part)
         self.positioned = True
         with cython.nogil:
             self.notify()
         if pages_vanished() != before:
             self.fail(VANISHED)
 
-    def stop(self) -> int:
+    def stop(self, keep: bool = False) -> int:
         """Stop and return the position, as GET_VRING_BASE answers it. Nothing is touched afterwards.
 
-        A chain that a device still works on goes back to the driver's side: it was never used.
+        A chain that a device still works on goes back to the driver's side: it was never used. With `keep`, and a
+        record of what is in flight, it stays there instead, and the position is behind it.
         """
-        if self.taken:
+        if self.taken and not (keep and self.recording()):
             self.give(0)
+        self.end_record()
+        self.taken = 0
         self.started = False
         self.armed = False
         self.kick = self.call = self.err = -1
@@ -293,8 +313,16 @@ class Ring:
         """What an IOMMU has to allow of the descriptor, driver and device areas."""
         raise NotImplementedError
 
-    def set_position(self, base: int) -> None:
-        """Take `base` as the next position, and whatever else the layout keeps in guest memory."""
+    def set_position(self, base: int, part: Part | None) -> None:
+        """Take `base` as the next position, and whatever else the layout keeps in guest memory and in `part`."""
+        raise NotImplementedError
+
+    def recording(self) -> bool:
+        """Whether it is recorded what is in flight."""
+        raise NotImplementedError
+
+    def end_record(self) -> None:
+        """Leave only what is in hand in the record, and end it."""
         raise NotImplementedError
 
     def position(self) -> int:
@@ -422,6 +450,7 @@ class Ring:
             self.log.buffer(self.iov[2 * k], part)
             size -= part
             k += 1
+
     def missed(self, address: cython.ulonglong, length: cython.ulonglong, writable: cython.bint) -> cython.int:
         """A buffer is not all translated for this use: ``PARK``, or ``DROP`` where only the other use is allowed."""
         iova: cython.ulonglong
@@ -491,6 +520,10 @@ class Ring:
 
     def publish(self) -> None:
         """Make everything given visible to the driver at once, then signal it if it asked for that."""
+
+    def owes(self) -> cython.bint:
+        """Whether chains that a back-end before us left in flight are not used yet."""
+        return False
 
     def arm(self) -> cython.bint:
         """Ask for a kick when more comes than was seen. True: it has come already."""

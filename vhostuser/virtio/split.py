@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import cython
 
+from vhostuser.virtio.inflight import Part
+
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.layout import (
         AT_NO_CALL,
@@ -62,6 +64,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
         store_u32,
     )
     from vhostuser.virtio.ring import Ring
+    from vhostuser.virtio.split_record import SplitRecord
 
 
 def area_sizes(num: int, event_idx: bool) -> tuple[int, int, int]:
@@ -77,6 +80,7 @@ class SplitRing(Ring):
         super().__init__(index, expects)
         self.next_avail = self.seen = self.next_used = self.published = 0
         self.signalled = False
+        self.record: SplitRecord | None = None
 
     # ---- the control side ------------------------------------------------------------------------------------------
 
@@ -88,16 +92,35 @@ class SplitRing(Ring):
         """What an IOMMU has to allow of descriptor table, avail ring and used ring."""
         return IOMMU_READ, IOMMU_READ, IOMMU_WRITE
 
-    def set_position(self, base: int) -> None:
-        """Go on at avail index `base`; the used index is the one in guest memory."""
-        self.next_avail = self.seen = base
+    def set_position(self, base: int, part: Part | None) -> None:
+        """Go on at avail index `base`; the used index is the one in guest memory.
+
+        With a record of what is in flight the ring goes on at its used index, whatever `base` says: see `SplitRecord`.
+        """
         with cython.nogil:
             self.next_used = self.published = load_u16(self.device + 2)
+        self.record = None
+        if part is not None:
+            base = self.next_used
+            record = SplitRecord(self.index, part, self.num)
+            record.resume(base)
+            self.record = record
+        self.next_avail = self.seen = base
         self.signalled = False
 
     def position(self) -> int:
         """The next avail index."""
         return self.next_avail
+
+    def recording(self) -> bool:
+        """Whether it is recorded what is in flight."""
+        return self.record is not None
+
+    def end_record(self) -> None:
+        """Record nothing any more but what is in hand."""
+        if self.record is not None:
+            self.record.forget(self.next_avail, self.taken)
+            self.record = None
 
     # ---- the device's turn -----------------------------------------------------------------------------------------
 
@@ -106,14 +129,17 @@ class SplitRing(Ring):
         waiting: cython.int
         answer: cython.int
         head: cython.uint
+        heads: cython.ulonglong = self.driver + 4
         self.begin()
         self.seen = load_acquire_u16(self.driver + 2)
         waiting = (self.seen - self.next_avail) & 0xFFFF
         if waiting > cython.cast(cython.int, self.num):
             return self.fail(AVAIL_INDEX)
         limit = min(limit, waiting, BURST)
+        if self.record is not None:
+            heads = self.record.fetch(heads, self.next_avail, limit)
         while self.taken < limit and self.iov_end + SEGMENTS + 2 <= POOL:
-            head = load_u16(self.driver + 4 + 2 * (self.next_avail & (self.num - 1)))
+            head = load_u16(heads + 2 * (self.next_avail & (self.num - 1)))
             if head < self.num:
                 self.open_chain(head)
                 answer = self.walk(head)
@@ -211,7 +237,10 @@ class SplitRing(Ring):
         wanted: cython.bint
         if new == old:
             return
-        store_release_u16(self.device + 2, new)
+        if self.record is not None:
+            self.record.publish(self.device + 2, old, new)
+        else:
+            store_release_u16(self.device + 2, new)
         self.published = new
         fence()
         if self.log.on:
@@ -229,6 +258,10 @@ class SplitRing(Ring):
         else:
             self.counts[CALLS_SUPPRESSED] += 1
             self.note(AT_NO_CALL, 0)
+
+    def owes(self) -> cython.bint:
+        """Whether chains that a back-end before us left in flight are not used yet."""
+        return self.record is not None and self.record.owed > 0
 
     def arm(self) -> cython.bint:
         """Ask for a kick when ``avail.idx`` passes what the last `take` saw. True: it has done so already."""

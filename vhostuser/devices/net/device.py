@@ -70,6 +70,10 @@ class NetDevice(Device):
             wanted |= net.NetFeature.MQ
         # int: the complement of an IntFlag lacks the bits above its highest member
         self.features = net.consistent(wanted & ~int(port.unsupported) & ~remove)
+        # NET_SET_MTU is for a front-end whose driver is told of the MTU
+        self.capabilities = port.capabilities
+        if self.features & net.NetFeature.MTU:
+            self.capabilities |= port.mtu_capabilities
         self._accepted: int | None = None  # by the driver, while there is one
         self._mtu: int | None = None
         self._receiving: set[int] = set()  # pairs

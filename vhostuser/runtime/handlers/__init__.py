@@ -9,6 +9,7 @@ state: that follows from the outcome.
 from vhostuser.runtime.handlers import (
     backend_channel,
     config,
+    inflight,
     iommu,
     log,
     memory,
@@ -24,6 +25,7 @@ __all__ = [
     "HANDLERS",
     "backend_channel",
     "config",
+    "inflight",
     "iommu",
     "log",
     "memory",

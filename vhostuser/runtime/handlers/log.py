@@ -17,6 +17,7 @@ async def _set_log_base(connection: Connection, message: Message) -> Payload:
     """Log there from now on; the answer follows when nobody uses the log before it any more."""
     assert isinstance(message.payload, Log)
     log = message.payload
+    connection.check_mapped(log.mmap_size)
     check_covers(log.mmap_size, connection.memory)
     with message.fds.take() as fd:
         mapped = DirtyLog(fd.fileno(), log.mmap_size, log.mmap_offset)

@@ -86,9 +86,11 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
 
 
 def _map(
-    connection: Connection, regions: Iterable[MemoryRegion], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
+    connection: Connection, regions: tuple[MemoryRegion, ...], fds: Iterable[OwnedFd], present: tuple[Mapping, ...] = ()
 ) -> GuestMemory:
     """A table of regions that are mapped now, and of those that are `present`. Raises as `Mapping` and it do."""
+    size = sum(region.memory_size for region in regions)
+    connection.check_mapped(size + sum(mapping.memory_size for mapping in present))
     mappings: list[Mapping] = []
     try:
         for region, fd in zip(regions, fds, strict=True):

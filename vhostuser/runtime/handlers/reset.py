@@ -45,3 +45,4 @@ def _reset(connection: Connection) -> None:
 async def _stop_all(connection: Connection) -> None:
     for vring in connection.vrings:
         await connection.stop(vring.index)
+    connection.inflight.close()  # the rings will be new ones, with nothing in flight

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from vhostuser.errors import FdError
+from functools import partial
+
+from vhostuser.errors import FdError, PayloadError
 from vhostuser.fds import OwnedFd
-from vhostuser.runtime.connection import Connection, Vring, areas
+from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
+from vhostuser.runtime.vring import Vring, areas
 from vhostuser.transport.eventfds import check_notifier
-from vhostuser.wire.messages import Message, Payload, VringAddr, VringFd, VringState
+from vhostuser.wire.messages import Message, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest as R
 
 
@@ -24,13 +27,6 @@ async def _set_vring_base(connection: Connection, message: Message) -> None:
     vring, base = _state(connection, message)
     connection.check_base(vring.index, vring.num, base)
     vring.base = base
-
-
-@handles(R.GET_VRING_BASE)
-async def _get_vring_base(connection: Connection, message: Message) -> Payload:
-    vring, _ = _state(connection, message)
-    await connection.stop(vring.index)
-    return VringState(vring.index, vring.base)
 
 
 @handles(R.SET_VRING_ENABLE)
@@ -58,6 +54,7 @@ async def _set_vring_kick(connection: Connection, message: Message) -> None:
     A turn follows every call into the thread, so a kick that came before, on whatever descriptor, is not lost.
     """
     vring, fd = _notifier(connection, message)
+    vring.polled = fd is None
     await _replace(connection, vring, "kick", fd)
     if not vring.live:
         try:
@@ -65,6 +62,18 @@ async def _set_vring_kick(connection: Connection, message: Message) -> None:
         except BaseException:
             vring.close("kick")
             raise
+
+
+@handles(R.VRING_KICK)
+async def _vring_kick(connection: Connection, message: Message) -> None:
+    """A kick by message starts a ring, too."""
+    vring, num = _state(connection, message)
+    if num:
+        raise PayloadError(f"VRING_KICK: num {num} is reserved and not 0 (vring {vring.index})")
+    if vring.live:
+        connection.inband.kick(vring.index)
+    else:
+        await connection.refresh(vring.index)
 
 
 @handles(R.SET_VRING_CALL)
@@ -90,7 +99,7 @@ async def _replace(connection: Connection, vring: Vring, name: str, fd: OwnedFd 
     """Give a ring its new kick, call or err; the old one is closed when the ring's thread uses it no longer."""
     if vring.live:
         set_fd = getattr(connection.ring(vring.index), f"set_{name}")
-        await connection.group(vring.index).call(lambda: set_fd(-1 if fd is None else fd.fileno()))
+        await connection.group(vring.index).call(partial(set_fd, connection.inband.notifier(vring, name, fd)))
     vring.close(name)
     setattr(vring, name, fd)
 

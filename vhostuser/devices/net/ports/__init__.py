@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
+from vhostuser.privileges import Capability
 
 _MAX_PACKET = 65536 + 64
 # frames; only a flood gets so far: a socket's buffer holds eleven thousand short ones, a tap 1000 unless told otherwise
@@ -23,6 +24,8 @@ class Port(Protocol):
         queues: how many queue pairs it has a descriptor for.
         unsupported: network features that the port cannot do.
         batching: how packets can be moved in batches without overtaking each other or being lost.
+        capabilities: what it needs of the process after it was opened.
+        mtu_capabilities: what setting the MTU needs besides.
         header_size: bytes of virtio_net_hdr before each packet here, since it was configured. A port that does not know
             num_buffers has 10 although the driver has 12.
     """
@@ -31,6 +34,8 @@ class Port(Protocol):
     queues: int
     unsupported: NetFeature
     batching: Batching
+    capabilities: Capability
+    mtu_capabilities: Capability
     header_size: int
 
     def fileno(self, pair: int = 0) -> int:

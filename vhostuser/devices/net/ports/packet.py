@@ -26,6 +26,7 @@ import struct
 
 from vhostuser.devices.net.ports.sockets import SocketPort, keep_nothing, make_room
 from vhostuser.errors import PortError
+from vhostuser.privileges import Capability
 
 _SOL_PACKET = 263
 _ADD_MEMBERSHIP, _VNET_HDR, _FANOUT, _IGNORE_OUTGOING, _VNET_HDR_SZ = 1, 15, 18, 23, 24
@@ -42,6 +43,8 @@ _ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 
 class Packet(SocketPort):
     """Packet sockets on one interface. Several share what arrives, by flow."""
+
+    capabilities = Capability.NET_RAW
 
     def __init__(self, interface: str, queues: int = 1) -> None:
         """Open a socket for each queue pair. They receive nothing before they are attached.

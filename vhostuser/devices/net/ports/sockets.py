@@ -20,6 +20,7 @@ from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports import discard
 from vhostuser.errors import PortError
+from vhostuser.privileges import NOTHING
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _SO_ATTACH_FILTER = 26
@@ -32,10 +33,12 @@ class SocketPort:
 
     Attributes:
         name, queues, unsupported, batching, header_size: see :class:`~vhostuser.devices.net.ports.Port`.
+        capabilities, mtu_capabilities: likewise.
     """
 
     unsupported = NetFeature(0)
     batching = Batching.DATAGRAMS
+    capabilities = mtu_capabilities = NOTHING
 
     def __init__(self, name: str, sockets: list[socket.socket]) -> None:
         """Take over the sockets, and give them room."""

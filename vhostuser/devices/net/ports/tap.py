@@ -28,6 +28,7 @@ from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports import discard
 from vhostuser.devices.net.ports.link import set_link
 from vhostuser.errors import PortError
+from vhostuser.privileges import NOTHING, Capability
 
 TUNSETIFF = 0x400454CA
 _TUNGETIFF = 0x800454D2
@@ -68,8 +69,12 @@ class Tap:
         queues: how many queue pairs it serves: one with each queue.
         unsupported: network features that this kernel's tap cannot do.
         batching: by io_uring if the queue takes all that is written to it, as it does unless somebody limited it.
+        capabilities, mtu_capabilities: what setting the MTU needs, and nothing else.
         header_size: bytes of virtio_net_hdr before each packet.
     """
+
+    capabilities = NOTHING
+    mtu_capabilities = Capability.NET_ADMIN
 
     def __init__(self, fds: Sequence[int], name: str) -> None:
         """Take over the open queues `fds` of interface `name`. All but the first are detached until they are needed.

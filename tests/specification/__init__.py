@@ -1,0 +1,1 @@
+"""The registers of what the specification states, and the scripts that compare them with it and with the tests."""
