@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.rig.image import GuestImage
-from tests.rig.migration import Traveller, reverse_arps, trips, with_large_packets
+from tests.rig.migration import Traveller, audited, memory_last, reverse_arps, trips, with_large_packets
 from tests.rig.netns import Netns
 from tests.rig.places import TAPS, Plan, ours, two_places
 from tests.rig.process import wait_until
@@ -29,13 +29,18 @@ def learnt(netns: Netns) -> str:
 
 @pytest.mark.parametrize(
     "plan",
-    [Plan(rate=400), with_large_packets(Plan(packed=True, pairs=2, rate=400))],
+    [audited(Plan(rate=400)), with_large_packets(audited(Plan(packed=True, pairs=2, rate=400)))],
     ids=["split, one pair", "packed, two pairs, large packets"],
 )
 def test_there_and_back_under_traffic(image: GuestImage, plan: Plan) -> None:
     for trip in trips(image, ours, plan, 2):
         assert trip["to the host"]["lost"] == 0, trip
         assert trip["to the guest"]["lost"] < trip["to the guest"]["sent"], trip
+
+
+def test_the_guest_goes_first_and_its_memory_follows(image: GuestImage) -> None:
+    (trip,) = trips(image, ours, memory_last(Plan(packed=True, rate=400)), 1)
+    assert trip["to the host"]["lost"] == 0, trip
 
 
 @pytest.mark.proves("VIO-NET-18")

@@ -50,12 +50,14 @@ class Trip:
         downtime: milliseconds for which the guest stood still.
         megabytes: of memory, transferred.
         rounds: how often the dirty pages were collected.
+        audited: pages that our back-end wrote meanwhile and was found to have logged.
     """
 
     milliseconds: int
     downtime: int
     megabytes: float
     rounds: int
+    audited: int = 0
 
 
 class Traveller:
@@ -76,6 +78,7 @@ class Traveller:
         self._folder = tempfile.TemporaryDirectory(prefix="vhu-trip-")
         self._roads = (Path(self._folder.name) / str(number) for number in itertools.count())
         self._left: dict[int, Footprint] = {}  # what our back-ends held after the first departure
+        self._audited = [0, 0]  # pages, at each place
         self.guest = self._machine(self.at)
         self.guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
         # its kernel would keep no more than a few megabytes of datagrams for programs that do not read them
@@ -99,9 +102,10 @@ class Traveller:
             raise
         self.guest.close()
         self._check_left(self.at)
+        audited = self._check_log(self.at)
         self.guest, self.at = destination, there
         self._memory.check()
-        return trip
+        return replace(trip, audited=audited)
 
     def close(self) -> None:
         """End it."""
@@ -128,6 +132,18 @@ class Traveller:
             backend.wait_for_footprint(self._left[at])
         else:
             self._left[at] = settled(backend.footprint)
+
+    def _check_log(self, at: int) -> int:
+        """The pages that our back-end wrote while it logged, if it was told to audit that; it has missed none."""
+        backend = self._places[at].backend
+        if backend is None or "--audit-log" not in self._plan.options:
+            return 0
+        counters = backend.counters()
+        audited = int(counters["log_audited_pages"]) - self._audited[at]
+        self._audited[at] += audited
+        if counters["log_missed_pages"] or not audited:
+            raise backend.program.failure(f"the audit of the log at {self._places[at].tap}: {counters}")
+        return audited
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +223,8 @@ def reverse_arps(netns: Netns) -> Iterator[socket.socket]:
 def against_dpdk(image: GuestImage, round_trips: int) -> dict[str, Any]:
     """Round trips over our back-end and over DPDK's, with either layout, with one and with four queue pairs.
 
-    Large packets go over ours alone: testpmd would need other buffers for them.
+    Large packets go over ours alone, because testpmd would need other buffers for them, and so does post-copy: with
+    DPDK's back-end QEMU waits for pages for ever here.
 
     Returns:
         Of each, what a trip took and what it lost.
@@ -221,7 +238,8 @@ def against_dpdk(image: GuestImage, round_trips: int) -> dict[str, Any]:
         made = {
             "vhostuser": trips(image, ours_like_dpdk, plan, 2 * round_trips),
             "DPDK": trips(image, dpdk, plan, 2 * round_trips),
-            "vhostuser, large packets": trips(image, ours, with_large_packets(plan), 2 * round_trips),
+            "vhostuser, audited, large packets": trips(image, ours, with_large_packets(audited(plan)), 2 * round_trips),
+            "vhostuser, post-copy": trips(image, ours, memory_last(plan), 2 * round_trips),
         }
         name = f"{'packed' if packed else 'split'}, queue pairs: {pairs}"
         told[name] = {subject: summary(some) for subject, some in made.items()}
@@ -229,6 +247,16 @@ def against_dpdk(image: GuestImage, round_trips: int) -> dict[str, Any]:
         if lost["vhostuser"] > lost["DPDK"]:
             raise RigError(f"{name}: more datagrams were lost than with DPDK's back-end: {told}")
     return told
+
+
+def audited(plan: Plan) -> Plan:
+    """The same, and our back-ends look for pages that they wrote and did not log."""
+    return replace(plan, options=(*plan.options, "--audit-log"))
+
+
+def memory_last(plan: Plan) -> Plan:
+    """The same by post-copy."""
+    return replace(plan, postcopy=True, bandwidth=10 << 20, options=(*plan.options, "--postcopy"))
 
 
 def with_large_packets(plan: Plan) -> Plan:

@@ -329,7 +329,10 @@ class Monitor:
                 raise RigError(f"no {event} for {device} in {timeout:g} s") from None
 
     def _next(self) -> dict[str, Any]:
-        line = self._lines.readline()
+        try:
+            line = self._lines.readline()
+        except ConnectionResetError:  # it died with our question unread
+            line = b""
         if not line:
             raise RigError("QEMU closed its monitor")
         message = json.loads(line)
