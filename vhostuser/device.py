@@ -74,6 +74,8 @@ class Device:
         mtu_settable: whether :meth:`set_mtu` works, so that NET_MTU may be offered.
         capabilities: what it still needs of the process after it was opened.
         announces: whether :meth:`announce` works, so that RARP may be offered.
+        inband: whether INBAND_NOTIFICATIONS is offered: kicks and calls as messages, for simulators. It is slow, and
+            some front-ends take it without need (user-mode Linux).
         has_config: whether the configuration space is the device's, so that CONFIG may be offered; front-ends of
             network devices keep it themselves.
         max_state: most bytes of what :meth:`save` returns; 0 where rings are all the state that there is.
@@ -89,6 +91,7 @@ class Device:
     mtu_settable: ClassVar[bool] = False
     capabilities: Capability = NOTHING
     announces: ClassVar[bool] = False
+    inband: bool = False
     has_config: bool = False
     max_state: int = 0
     shares_objects: bool = False

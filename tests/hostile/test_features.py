@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.hostile.attack import REQUEST, accepted, ask, borrowed, eventfd, refused, unanswered
+from tests.hostile.attack import REQUEST, accepted, ask, borrowed, closed, eventfd, refused, unanswered
 from tests.hostile.test_packed_content import FEATURES as PACKED
 from tests.hostile.victim import DEADLINE, Victim, exchange, serving, unharmed
 from vhostuser.devices.net.features import NetFeature
@@ -98,6 +98,21 @@ async def test_a_status_that_goes_backwards_is_followed(victim: Victim, case: No
         for status in (0xF, 0x3, 0x1, 0x8F, 0x40, 0):
             await accepted(front_end, ask(R.SET_STATUS, U64(status)))
             assert await front_end.request(R.GET_STATUS) == U64(status)
+
+
+INBAND = ProtocolFeature.INBAND_NOTIFICATIONS
+
+
+@pytest.mark.parametrize(
+    "partners",
+    [
+        pytest.param(ProtocolFeature(0), id="S7-alone"),
+        pytest.param(ProtocolFeature.REPLY_ACK, id="S7-without-a-channel-back"),
+        pytest.param(ProtocolFeature.BACKEND_REQ, id="S7-without-acknowledgements"),
+    ],
+)
+async def test_in_band_notifications_without_their_partners(attacker: FrontEnd, partners: ProtocolFeature) -> None:
+    await closed(attacker, ask(R.SET_PROTOCOL_FEATURES, U64(INBAND | partners)))
 
 
 # ---- L: the dirty log ------------------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ async def serving(
     """
     port = PairPort()
     device = NetDevice(port, features)
+    device.inband = True
     try:
         async with endpoint or await listen(path, limits) as origin, trio.open_nursery() as nursery:
             server = Server(device, origin, userfaults=userfaults)

@@ -211,7 +211,11 @@ class Peer:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(PATIENCE)
-        self._socket.connect(str(path))
+        try:
+            self._socket.connect(str(path))
+        except BaseException:
+            self._socket.close()
+            raise
         self._received = b""
 
     def say(self, batch: list[Shot], ours: bool) -> int:
@@ -282,7 +286,7 @@ def wild_frames(frames: int, seed: int, env: dict[str, str] | None = None) -> di
         argv = [sys.executable, "-X", "faulthandler", "-m", "vhostuser", "net", f"--socket-path={path}", "--loop"]
         program = Program([*argv, *(f"--limit={limit}" for limit in LIMITS)], Path(name) / "log", env=env)
         stack.enter_context(program)
-        program.wait_for(path.exists, 60, "the back-end's socket")
+        program.wait_for(lambda: _listens(path), 60, "the back-end to listen")
         arsenal = Arsenal(stack)
         conversations = Conversations(random, arsenal, DRIVER_FEATURES | VhostFeature.PROTOCOL_FEATURES | 1 << 34)
         try:
@@ -340,6 +344,14 @@ def _good(path: Path, number: int) -> None:
                             raise RigError(f"packet {packet} of good conversation {number} is another one")
 
     trio.run(converse)
+
+
+def _listens(path: Path) -> bool:
+    try:
+        Peer(path).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True
 
 
 def _settled(pid: int) -> Footprint:

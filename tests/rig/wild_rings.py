@@ -34,6 +34,7 @@ from vhostuser.devices.net.features import NetFeature
 from vhostuser.devices.net.ports import discard
 from vhostuser.devices.net.ports.sockets import Loop
 from vhostuser.devices.net.pump import NetPump
+from vhostuser.errors import PayloadError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.layout import WORK
@@ -124,10 +125,11 @@ class WildDevice:
     def round(self) -> None:
         """New tables, and turns on them; a ring that broke is started again somewhere."""
         for ring, areas in zip(self.pump.rings, self.addresses, strict=True):
+            ring.enabled = self.random.random() < 0.95
             if ring.fault or not ring.started:
                 self._start(ring, areas)
-            ring.enabled = self.random.random() < 0.95
-            self._lay_out(ring, areas)
+            else:
+                self._lay_out(areas, ring.position())
         for _ in range(TURNS):
             if not self.pump.turn() & WORK:
                 break
@@ -152,11 +154,14 @@ class WildDevice:
         ring.set_kick(self.notifiers[0])
         ring.set_call(self.notifiers[1])
         ring.set_err(self.notifiers[2])
-        base = self.random.randrange(NUM)
-        ring.start(base | self.random.choice((0, 1 << 15)) if self.packed else base)
+        base = self.random.randrange(NUM) | self.packed * self.random.choice((0, 1 << 15))
+        self._lay_out(areas, base)
+        try:
+            ring.start(base)
+        except PayloadError:  # a packed ring's slots deny the position, by the other process's doing
+            self.faults["position refused"] += 1
 
-    def _lay_out(self, ring: Ring, areas: tuple[int, int, int]) -> None:
-        position = ring.position()
+    def _lay_out(self, areas: tuple[int, int, int], position: int) -> None:
         if self.packed:
             self.ram.write(areas[0], self._packed_table(position & 0x7FFF, bool(position & 1 << 15)))
             return

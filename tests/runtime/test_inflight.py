@@ -130,7 +130,16 @@ async def test_a_region_is_made_and_brought_back(holder: Holder, path: Path, mem
 
 
 @pytest.mark.proves("VU-INFLIGHT-2")
-@pytest.mark.parametrize(("num_queues", "queue_size"), [(65535, 65535), (0, 8), (2, 8), (1, 0), (1, 32769)])
+@pytest.mark.parametrize(
+    ("num_queues", "queue_size"),
+    [
+        pytest.param(65535, 65535, id="I2-as-large-as-can-be"),
+        pytest.param(0, 8, id="I1-no-queue"),
+        pytest.param(2, 8, id="I1-more-queues-than-rings"),
+        pytest.param(1, 0, id="I1-no-entry"),
+        pytest.param(1, 32769, id="I1-more-entries-than-a-ring-can-have"),
+    ],
+)
 async def test_a_region_for_what_there_is_not_is_refused(
     holder: Holder, path: Path, memory: GuestRam, num_queues: int, queue_size: int
 ) -> None:
@@ -148,15 +157,15 @@ async def test_a_region_for_what_there_is_not_is_refused(
 @pytest.mark.parametrize(
     "told",
     [
-        pytest.param(Inflight(191, 0, 1, 8), id="size below need"),
-        pytest.param(Inflight(4097, 0, 1, 8), id="past the end of the file"),
-        pytest.param(Inflight(192, 4096, 1, 8), id="offset at the end"),
-        pytest.param(Inflight(192, (1 << 64) - 64, 1, 8), id="a wrap"),
-        pytest.param(Inflight((1 << 64) - 1, 64, 1, 8), id="a wrap of both"),
-        pytest.param(Inflight(192, 32, 1, 8), id="offset not aligned"),
+        pytest.param(Inflight(191, 0, 1, 8), id="I1-size-below-need"),
+        pytest.param(Inflight(4097, 0, 1, 8), id="I1-past-the-end-of-the-file"),
+        pytest.param(Inflight(192, 4096, 1, 8), id="I1-offset-at-the-end"),
+        pytest.param(Inflight(192, (1 << 64) - 64, 1, 8), id="I1-a-wrap"),
+        pytest.param(Inflight((1 << 64) - 1, 64, 1, 8), id="I1-a-wrap-of-both"),
+        pytest.param(Inflight(192, 32, 1, 8), id="I1-offset-not-aligned"),
     ],
 )
-async def test_a_region_that_is_not_there_is_refused(
+async def test_i1_a_region_that_is_not_there_is_refused(
     holder: Holder, path: Path, memory: GuestRam, told: Inflight
 ) -> None:
     async with front_end_of(path, memory) as front_end:
@@ -201,7 +210,7 @@ async def test_a_reset_ends_the_region(holder: Holder, path: Path, memory: Guest
 
 
 @pytest.mark.proves("VU-INFLIGHT-2")
-async def test_a_thousand_regions_leave_one(victim: Victim) -> None:
+async def test_i2_a_thousand_regions_leave_one(victim: Victim) -> None:
     async with await victim.connect() as front_end:
         await front_end.negotiate(DRIVER_FEATURES, TRACKING)
         for _ in range(1000):
@@ -211,7 +220,7 @@ async def test_a_thousand_regions_leave_one(victim: Victim) -> None:
 
 @pytest.mark.proves("VIO-INFLIGHT-6")
 @either_layout
-async def test_a_record_that_cannot_be_keeps_its_ring_from_starting(
+async def test_i1_a_record_that_cannot_be_keeps_its_ring_from_starting(
     holder: Holder, path: Path, memory: GuestRam, packed: bool
 ) -> None:
     with ring_of(memory, packed) as ring:

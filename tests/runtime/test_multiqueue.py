@@ -173,7 +173,7 @@ async def test_the_number_of_queues_is_that_of_pairs(served: Server4) -> None:
 
 @pytest.mark.proves("VU-MQ-1")
 async def test_one_pair_offers_no_multiqueue(victim: Victim, attacker: FrontEnd) -> None:
-    offered = PROTOCOL_FEATURES | ProtocolFeature.NET_MTU | ProtocolFeature.RARP
+    offered = PROTOCOL_FEATURES | ProtocolFeature.NET_MTU | ProtocolFeature.RARP | ProtocolFeature.INBAND_NOTIFICATIONS
     assert await attacker.request(R.GET_PROTOCOL_FEATURES) == U64(int(offered))
     assert not attacker.offered & NetFeature.MQ
     await refused(attacker, ask(R.GET_QUEUE_NUM))

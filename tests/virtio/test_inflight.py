@@ -353,7 +353,7 @@ GOOD_PACKED = PackedHeader(0, 1, 7, 0, 0, 0, 0, 1, 1)
         (GOOD._replace(used_idx=65534), [Entry(1, 0)], "head 0 is in the last batch twice"),
     ],
 )
-def test_a_split_record_that_cannot_be(ram: GuestRam, head: Header, rows: list[Entry], reason: str) -> None:
+def test_i1_a_split_record_that_cannot_be(ram: GuestRam, head: Header, rows: list[Entry], reason: str) -> None:
     with RecordedBurst(ram, packed=False) as bench:
         write(bench, head, rows)
         with pytest.raises(PayloadError, match=f"^vring 1: inflight region: {reason}"):
@@ -387,7 +387,7 @@ def test_a_split_record_that_cannot_be(ram: GuestRam, head: Header, rows: list[E
         ),
     ],
 )
-def test_a_packed_record_that_cannot_be(
+def test_i1_a_packed_record_that_cannot_be(
     ram: GuestRam, head: PackedHeader, rows: list[PackedEntry], reason: str
 ) -> None:
     with RecordedBurst(ram, packed=True) as bench:
@@ -401,7 +401,7 @@ def test_a_packed_record_that_cannot_be(
 @both
 @SHARED
 @given(seed=st.integers(0, 1 << 32), sparse=st.booleans(), version=st.integers(0, 1))
-def test_any_bytes_in_the_record_hurt_nobody(
+def test_i1_any_bytes_in_the_record_hurt_nobody(
     ram: GuestRam, packed: bool, seed: int, sparse: bool, version: int
 ) -> None:
     """Neither at the start nor when they change under a ring that runs."""

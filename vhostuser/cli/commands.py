@@ -48,6 +48,8 @@ _COMMON = (
                  help="Write when each thread slept, woke, sent, received, called: JSON lines, like --counters."),
     click.option("--audit-log", is_flag=True,
                  help="Debug live migration: find pages that were written and are not in the dirty log (Linux 6.7)."),
+    click.option("--inband", is_flag=True,
+                 help="Offer kicks and calls as messages (INBAND_NOTIFICATIONS), for simulators: slow."),
     click.option("--postcopy", is_flag=True,
                  help="Offer post-copy migration. A front-end can then stop this process: trust it like this one."),
     _USER,
@@ -67,14 +69,14 @@ class DeviceCommand(click.Command):
         access = _access(own, listening=socket_path is not None and not client)
         limits = _limits(own.pop("limit"))
         reports = own.pop("counters"), own.pop("timeline"), own.pop("audit_log")
-        postcopy = own.pop("postcopy")
+        offers = own.pop("postcopy"), own.pop("inband")
         if (socket_path is None) == (fd is None):
             raise click.UsageError("exactly one of --socket-path and --fd is needed", context)
         if client and socket_path is None:
             raise click.UsageError("--client needs --socket-path", context)
         assert self.callback is not None
         make = context.invoke(self.callback, **own)
-        return Guest(context.info_name or "", make, socket_path, fd, client, access, limits, *reports, postcopy)
+        return Guest(context.info_name or "", make, socket_path, fd, client, access, limits, *reports, *offers)
 
     def invoke(self, context: click.Context) -> None:
         """Serve it."""

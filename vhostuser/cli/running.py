@@ -57,6 +57,7 @@ class Guest:
         timeline: the file to write the last moments of each queue group to.
         audit_log: whether dirty logs are held against what was written.
         postcopy: whether to offer post-copy migration.
+        inband: whether to offer kicks and calls as messages.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Guest:
     timeline: Path | None = None
     audit_log: bool = False
     postcopy: bool = False
+    inband: bool = False
 
     async def endpoint(self) -> Endpoint:
         """Where its front-ends come from. Raises EndpointError."""
@@ -85,6 +87,7 @@ class Guest:
     def open_device(self) -> Device:
         """Its device. Raises PortError."""
         device = self.make()
+        device.inband = self.inband
         if self.timeline is not None:
             device.record(MOMENTS)
         return device

@@ -189,7 +189,7 @@ class Connection:
             raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
 
     def check_mapped(self, size: int) -> None:
-        """Raise PayloadError for a memory table, or a log, of more bytes than a connection may map."""
+        """Raise PayloadError for a memory table, a log or a record of more bytes than a connection may map."""
         limit = self._channel.limits.mapped_bytes
         if size > limit:
             raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")

@@ -18,7 +18,6 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
     | ProtocolFeature.GPA_ADDRESSES
-    | ProtocolFeature.INBAND_NOTIFICATIONS
 )
 
 
@@ -37,6 +36,8 @@ def offer_of(device: Device, postcopy: bool = False) -> Offer:
         protocol |= ProtocolFeature.CONFIG
     if device.max_state:
         protocol |= ProtocolFeature.DEVICE_STATE
+    if device.inband:
+        protocol |= ProtocolFeature.INBAND_NOTIFICATIONS
     if device.shares_objects:
         protocol |= ProtocolFeature.SHARED_OBJECT
     if device.shmem_regions:

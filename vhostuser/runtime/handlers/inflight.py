@@ -23,6 +23,7 @@ async def _get_inflight_fd(connection: Connection, message: Message) -> Done:
 async def _set_inflight_fd(connection: Connection, message: Message) -> None:
     assert isinstance(message.payload, Inflight)
     _check_stopped(connection, message)
+    connection.check_mapped(message.payload.mmap_size)
     with message.fds.take() as fd:
         connection.inflight.take(message.payload, fd, connection.session.features)
 

@@ -32,7 +32,8 @@ class SocketPort:
     """A port of non-blocking sockets, one for each queue pair.
 
     Attributes:
-        name, queues, unsupported, batching, capabilities, header_size: see :class:`~vhostuser.devices.net.ports.Port`.
+        name, queues, unsupported, batching, header_size: see :class:`~vhostuser.devices.net.ports.Port`.
+        capabilities, mtu_capabilities: likewise.
     """
 
     unsupported = NetFeature(0)
