@@ -245,19 +245,6 @@ FAULTS = [
         "BlockingIOError",
     ),
     Fault(
-        "GET_VRING_BASE tells where a ring is before it stops",
-        "VU-RING-32",
-        "runtime/connection.py",
-        (
-            (
-                "            vring.base = await self.group(index).call(lambda: ring.stop(keep))",
-                "            vring.base = ring.position()\n            await self.group(index).call(ring.stop)",
-            ),
-        ),
-        "runtime/test_connection.py::test_what_a_stopped_ring_took_it_has_used",
-        "assert .*== ",
-    ),
-    Fault(
         "GET_VRING_BASE does not wait for requests in flight",
         "VU-VRING-BASE-1",
         "runtime/handlers/inflight.py",
