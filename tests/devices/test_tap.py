@@ -25,6 +25,7 @@ from vhostuser.devices.net.ports.tap import Tap, adopt_tap, open_tap
 from vhostuser.errors import PortError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetHeader
+from vhostuser.privileges import NOTHING
 from vhostuser.virtio.layout import EVENT
 
 F = NetFeature
@@ -350,6 +351,7 @@ def test_a_device_offers_what_its_port_can_do() -> None:
     class Old:
         queues = 1
         batching = Batching.NONE
+        capabilities = mtu_capabilities = NOTHING
         unsupported = F.HOST_USO | F.GUEST_USO4 | F.GUEST_USO6
 
         def set_carrier(self, up: bool) -> None:
