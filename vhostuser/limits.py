@@ -24,7 +24,7 @@ class Limits:
         first_message_timeout: Until a client that connected to us says something: others wait for their turn.
         messages_per_second: Messages that are read; a second's worth at once, then the rest waits in the socket. A
             memory table of 509 slots, or the 256 rings of a device that starts, take a part of it; an IOMMU's
-            front-end that is busy comes close. One that reaches it takes a half of one processor.
+            front-end that is busy comes close.
         connections_per_second: Clients that are accepted, refused ones included; likewise.
         mapped_bytes: Guest memory that is mapped. A process can map 128 TiB, a sparse file can say that it has more.
     """
