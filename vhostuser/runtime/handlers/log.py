@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from vhostuser.errors import FdError
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.dirty import check_covers
 from vhostuser.runtime.handlers.registry import handles
-from vhostuser.transport.eventfds import check_notifier
+from vhostuser.runtime.handlers.rings import take_notifier
 from vhostuser.virtio.dirty import DirtyLog
 from vhostuser.wire.messages import Log, Message, Payload
 from vhostuser.wire.requests import FrontendRequest as R
@@ -27,11 +26,4 @@ async def _set_log_base(connection: Connection, message: Message) -> Payload:
 
 @handles(R.SET_LOG_FD)
 async def _set_log_fd(connection: Connection, message: Message) -> None:
-    fd = message.fds.take()
-    try:
-        check_notifier(fd.fileno())
-        connection.check_foreign(fd, message.name)
-    except FdError as error:
-        fd.close()
-        raise FdError(f"{message.name}: {error}") from error
-    await connection.logging.notify(fd)
+    await connection.logging.notify(take_notifier(connection, message))

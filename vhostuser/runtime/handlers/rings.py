@@ -95,6 +95,22 @@ async def enable(connection: Connection, vring: Vring, enabled: bool = True) -> 
         await connection.group(vring.index).call(lambda: setattr(ring, "enabled", enabled))
 
 
+def take_notifier(connection: Connection, message: Message, whose: str = "") -> OwnedFd:
+    """The descriptor of a message that brings one to signal, or to wait for.
+
+    Raises:
+        FdError: it is neither an eventfd nor a pipe, or not to be kept; `whose` ends the sentence.
+    """
+    fd = message.fds.take()
+    try:
+        check_notifier(fd.fileno())
+        connection.check_foreign(fd, message.name)
+    except FdError as error:
+        fd.close()
+        raise FdError(f"{message.name}: {error}{whose}") from error
+    return fd
+
+
 async def _replace(connection: Connection, vring: Vring, name: str, fd: OwnedFd | None) -> None:
     """Give a ring its new kick, call or err; the old one is closed when the ring's thread uses it no longer."""
     if vring.live:
@@ -114,14 +130,8 @@ def _notifier(connection: Connection, message: Message) -> tuple[Vring, OwnedFd 
     assert isinstance(message.payload, VringFd)
     if message.payload.no_fd:
         return connection.vrings[message.payload.index], None
-    fd = message.fds.take()
-    try:
-        check_notifier(fd.fileno())
-        connection.check_foreign(fd, message.name)
-    except FdError as error:
-        fd.close()
-        raise FdError(f"{message.name}: {error} (vring {message.payload.index})") from error
-    return connection.vrings[message.payload.index], fd
+    index = message.payload.index
+    return connection.vrings[index], take_notifier(connection, message, f" (vring {index})")
 
 
 async def _refresh_if_started(connection: Connection, vring: Vring) -> None:
