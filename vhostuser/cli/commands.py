@@ -12,7 +12,7 @@ import click
 import vhostuser
 from vhostuser import edition
 from vhostuser.cli.file import guests_of
-from vhostuser.cli.options import LIMIT, MODE, OWNER, UID, USER
+from vhostuser.cli.options import LIMIT, MODE, OWNER, UID, USER, Parsed
 from vhostuser.cli.running import Guest, run
 from vhostuser.device import Device
 from vhostuser.devices.net.device import MAX_PAIRS, IoUring, NetDevice
@@ -115,22 +115,19 @@ class _NetCommand(DeviceCommand):
         return super().parse_args(context, args)
 
 
-class _FeatureChange(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+def _feature_change(words: str) -> tuple[int, int]:
     """``+NAME,-NAME``: the masks to add and to remove."""
+    names: dict[str, int] = {**NetFeature.__members__, **VirtioFeature.__members__}
+    masks = {"+": 0, "-": 0}
+    for word in filter(None, words.split(",")):
+        sign, name = word[0], word[1:].upper()
+        if sign not in masks or name not in names:
+            raise ValueError(f"{word!r}: a sign and one of {', '.join(names)}")
+        masks[sign] |= names[name]
+    return masks["+"], masks["-"]
 
-    name = "+NAME,-NAME"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        names: dict[str, int] = {**NetFeature.__members__, **VirtioFeature.__members__}
-        masks = {"+": 0, "-": 0}
-        for word in filter(None, value.split(",")):
-            sign, name = word[0], word[1:].upper()
-            if sign not in masks or name not in names:
-                self.fail(f"{word!r}: a sign and one of {', '.join(names)}", param, ctx)
-            masks[sign] |= names[name]
-        return masks["+"], masks["-"]
+_FEATURES = Parsed[tuple[int, int]]("+NAME,-NAME", tuple, _feature_change)
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------
@@ -160,7 +157,7 @@ def main() -> None:
     help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.",
 )
 @click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the port's MTU and offer it.")
-@click.option("--features", type=_FeatureChange(), default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
+@click.option("--features", type=_FEATURES, default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
 @click.option(
     "--io-uring",
     type=click.Choice([choice.value for choice in IoUring]),

@@ -99,7 +99,7 @@ def take_notifier(connection: Connection, message: Message, whose: str = "") -> 
     """The descriptor of a message that brings one to signal, or to wait for.
 
     Raises:
-        FdError: it is neither an eventfd nor a pipe, or not to be kept; `whose` ends the sentence.
+        FdError: it cannot notify, or is not to be kept; `whose` ends the sentence.
     """
     fd = message.fds.take()
     try:
