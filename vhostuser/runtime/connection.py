@@ -127,6 +127,12 @@ class Connection:
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._handlers = handlers
         self._groups: dict[int, LiveGroup] = {}
+        # each ring's group, and its place in there: every request looks at all rings
+        self._places = {
+            index: (number, place)
+            for number, indices in enumerate(device.groups)
+            for place, index in enumerate(indices)
+        }
         self._running: set[int] = set()  # the rings of which the device knows that they run
         self._nursery: trio.Nursery | None = None
 
@@ -265,12 +271,12 @@ class Connection:
 
     def ring(self, index: int) -> Ring:
         """The ring object of a live vring."""
-        number, place = self._place(index)
+        number, place = self._places[index]
         return self._groups[number].group.pump.rings[place]
 
     def group(self, index: int) -> Group:
         """The living group of a live vring."""
-        return self._groups[self._place(index)[0]].group
+        return self._groups[self._places[index][0]].group
 
     def check_addresses(self, index: int, num: int, addr: VringAddr | None) -> None:
         """Judge where a ring lies. What is not known yet is not judged.
@@ -325,7 +331,7 @@ class Connection:
             ring = self.ring(index)
             await self.group(index).call(lambda: self._place_ring(ring, vring))
             return
-        number, place = self._place(index)
+        number, place = self._places[index]
         live = self._groups.get(number) or self._open_group(number)
         ring = live.group.pump.rings[place]
         vring.live = True
@@ -351,7 +357,7 @@ class Connection:
 
         A device with a pump of its own completes within a turn what it has taken.
         """
-        live = self._groups.get(self._place(index)[0])
+        live = self._groups.get(self._places[index][0])
         if self.vrings[index].live and live and live.queue:
             with trio.move_on_after(DRAIN_LIMIT) as scope:
                 await live.queue.drain()
@@ -412,13 +418,6 @@ class Connection:
     @property
     def _iotlb(self) -> Iotlb | None:
         return self.iommu.table if self.session.features & VhostFeature.ACCESS_PLATFORM else None
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """A ring's group, and its place in there."""
-        for number, indices in enumerate(self.device.groups):
-            if index in indices:
-                return number, indices.index(index)
-        raise IndexError(index)
 
     def _open_group(self, number: int) -> LiveGroup:
         assert self._nursery is not None

@@ -23,23 +23,19 @@ PROTOCOL_FEATURES = (
 
 def offer_of(device: Device, postcopy: bool = False) -> Offer:
     """What a device's back-end offers; whether `postcopy` can be is not the device's matter."""
+    depends = {
+        ProtocolFeature.PAGEFAULT: postcopy,
+        ProtocolFeature.NET_MTU: device.mtu_settable,
+        ProtocolFeature.MQ: len(device.groups) > 1,
+        ProtocolFeature.RARP: device.announces,
+        ProtocolFeature.CONFIG: device.has_config,
+        ProtocolFeature.DEVICE_STATE: device.max_state > 0,
+        ProtocolFeature.INBAND_NOTIFICATIONS: device.inband,
+        ProtocolFeature.SHARED_OBJECT: device.shares_objects,
+        ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD: bool(device.shmem_regions),
+    }
     protocol = PROTOCOL_FEATURES
-    if postcopy:
-        protocol |= ProtocolFeature.PAGEFAULT
-    if device.mtu_settable:
-        protocol |= ProtocolFeature.NET_MTU
-    if len(device.groups) > 1:
-        protocol |= ProtocolFeature.MQ
-    if device.announces:
-        protocol |= ProtocolFeature.RARP
-    if device.has_config:
-        protocol |= ProtocolFeature.CONFIG
-    if device.max_state:
-        protocol |= ProtocolFeature.DEVICE_STATE
-    if device.inband:
-        protocol |= ProtocolFeature.INBAND_NOTIFICATIONS
-    if device.shares_objects:
-        protocol |= ProtocolFeature.SHARED_OBJECT
-    if device.shmem_regions:
-        protocol |= ProtocolFeature.SHMEM | ProtocolFeature.BACKEND_SEND_FD
+    for feature, offered in depends.items():
+        if offered:
+            protocol |= feature
     return Offer(device.features | VhostFeature.PROTOCOL_FEATURES | VhostFeature.LOG_ALL, protocol, device.num_rings)
