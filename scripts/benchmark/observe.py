@@ -7,11 +7,10 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from tests.rig.netns import Netns
-from tests.rig.process import RigError
+from tests.rig.process import Closing, RigError
 
 
 class Packets(NamedTuple):
@@ -21,7 +20,7 @@ class Packets(NamedTuple):
     tx: int
 
 
-class Link:
+class Link(Closing):
     """The counters of a link, cheap enough to look at every tenth of a millisecond."""
 
     def __init__(self, netns: Netns, name: str) -> None:
@@ -52,14 +51,6 @@ class Link:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def cpu_seconds(pid: int) -> float:

@@ -14,15 +14,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.rig.acceptance import GUEST_ADDRESS, HOST_ADDRESS, PREFIX, ping, settled
 from tests.rig.backend import Footprint
 from tests.rig.image import GuestImage
 from tests.rig.netns import Netns
 from tests.rig.places import BRIDGE, MakePlaces, Place, Plan, dpdk, ours, ours_like_dpdk, two_places
-from tests.rig.process import RigError, wait_until
+from tests.rig.process import Closing, RigError, wait_until
 from tests.rig.qemu import Pinned, Qemu, TapNic
 from tests.rig.traffic import End, Flow, Host, Tally
 
@@ -60,7 +59,7 @@ class Trip:
     audited: int = 0
 
 
-class Traveller:
+class Traveller(Closing):
     """A guest that moves from place to place.
 
     Attributes:
@@ -144,14 +143,6 @@ class Traveller:
         if counters["log_missed_pages"] or not audited:
             raise backend.program.failure(f"the audit of the log at {self._places[at].tap}: {counters}")
         return audited
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Memory:

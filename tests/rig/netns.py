@@ -16,10 +16,9 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tests.rig.process import RigError, run, wait_until
+from tests.rig.process import Closing, RigError, run, wait_until
 
 ETH_P_ALL = 0x0003
 PACKET_OUTGOING = 4
@@ -33,7 +32,7 @@ _numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Netns:
+class Netns(Closing):
     """A network namespace with its loopback up."""
 
     def __init__(self, name: str | None = None, *, quiet: bool = False) -> None:
@@ -135,16 +134,8 @@ class Netns:
         if self.name is not None:
             run(["ip", "netns", "delete", self.name])
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class TapWatcher:
+class TapWatcher(Closing):
     """Watches a tap in a thread and remembers the largest frame each way.
 
     Attributes:
@@ -181,14 +172,6 @@ class TapWatcher:
         self._stop.set()
         self._thread.join()
         self._packets.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def remove_stale() -> None:

@@ -14,13 +14,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from tests.rig.agent import Agent, GuestJob
 from tests.rig.image import GuestImage, cache_folder
 from tests.rig.netns import Netns, parse_snmp
-from tests.rig.process import Program, RigError, wait_until
+from tests.rig.process import Closing, Program, RigError, wait_until
 
 MIB = 1 << 20
 GUEST_MAC = "52:54:00:76:68:02"
@@ -98,7 +97,7 @@ class TapNic:
         return ["-netdev", netdev, "-device", device + (f",{self.options}" if self.options else "")]
 
 
-class Qemu:
+class Qemu(Closing):
     """A running machine.
 
     Attributes:
@@ -270,14 +269,6 @@ class Qemu:
             self._qmp.close()
         self._agent = self._qmp = None
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Pinned(NamedTuple):

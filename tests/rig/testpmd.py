@@ -13,11 +13,10 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from tests.rig.netns import Netns
-from tests.rig.process import Program, RigError
+from tests.rig.process import Closing, Program, RigError
 
 PROMPT = "testpmd> "
 FRONT_END_MAC = "52:54:00:76:68:03"
@@ -34,7 +33,7 @@ class PortStats(NamedTuple):
     tx_bytes: int
 
 
-class Testpmd:
+class Testpmd(Closing):
     """A running testpmd.
 
     Attributes:
@@ -138,14 +137,6 @@ class Testpmd:
                 self.program.wait(10)
         self.program.stop()
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def virtio_user(

@@ -11,20 +11,18 @@ import pty
 import tempfile
 import tty
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.rig.agent import Agent, GuestJob
 from tests.rig.image import GuestImage
 from tests.rig.netns import parse_snmp
-from tests.rig.process import Program, RigError
+from tests.rig.process import Closing, Program, RigError
 from tests.rig.qemu import BOOT_TIMEOUT, configure_guest
 
 #: The virtio device id of a network card, which user-mode Linux wants beside the socket.
 NETWORK_DEVICE = 1
 
 
-class Uml:
+class Uml(Closing):
     """A running user-mode Linux.
 
     Attributes:
@@ -86,11 +84,3 @@ class Uml:
         self.program.kill()
         self.agent.close()
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
