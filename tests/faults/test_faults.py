@@ -14,35 +14,25 @@ from runpy import run_path
 
 import pytest
 
+from tests.faults.copies import ROOT, change, changed, faulty_copy
 from tests.faults.table import FAULTS, Fault
 
-ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("vhostuser", "tests", "scripts", "protocol-spec", "pyproject.toml")
-UNUSED = shutil.ignore_patterns("*.so", "*.c", "guest", "src")  # what Python compiled stays of use
+COPIED = ("tests", "scripts", "protocol-spec")
+UNUSED = shutil.ignore_patterns("guest", "src")  # what Python compiled stays of use
 AT_A_TIME = 3
 TIMEOUT = 60
 
 #: What only a hang takes is awaited for less long: a hang is what these tests look for.
-SHORTER = ("tests/hostile/victim.py", "DEADLINE = 20.0", "DEADLINE = 4.0")
-
-
-def changed(text: str, changes: tuple[tuple[str, str], ...], place: str) -> str:
-    for old, new in changes:
-        assert text.count(old) == 1, f"{place}: the text of a fault is there {text.count(old)} times, not once: {old!r}"
-        text = text.replace(old, new)
-    return text
+SHORTER = ("DEADLINE = 20.0", "DEADLINE = 4.0")
 
 
 def copy(tree: Path, fault: Fault) -> None:
     """Put the package with this fault there, and its tests."""
+    faulty_copy(tree, fault.module, fault.changes)
     for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=UNUSED)
-        else:
-            shutil.copy(ROOT / name, tree / name)
-    for name, changes in ((f"vhostuser/{fault.module}", fault.changes), (SHORTER[0], (SHORTER[1:],))):
-        path = tree / name
-        path.write_text(changed(path.read_text(), changes, name))
+        shutil.copytree(ROOT / name, tree / name, ignore=UNUSED)
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    change(tree / "tests" / "hostile" / "victim.py", (SHORTER,))
 
 
 def verdict(tree: Path, fault: Fault) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,16 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
-import vhostuser
+from tests.faults.copies import ROOT, faulty_copy
 from tests.runtime import audited
 from vhostuser.runtime import audit
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.layout import EITHER
 from vhostuser.virtio.pump import ChainPump, Pump
 from vhostuser.virtio.rings import make_ring
-
-ROOT = Path(audited.__file__).resolve().parent.parent.parent
-PACKAGE = Path(vhostuser.__file__).resolve().parent
 
 #: What is not logged any more: where that happens, the module, and the line that is taken out or replaced.
 FAULTS = {
@@ -78,11 +74,7 @@ async def test_a_group_that_hangs_is_not_waited_for(
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_page_that_is_not_logged_is_named(fault: str, tmp_path: Path) -> None:
     kind, module, line, instead = FAULTS[fault]
-    shutil.copytree(PACKAGE, tmp_path / "vhostuser", ignore=shutil.ignore_patterns("*.so", "*.c"))
-    source = tmp_path / "vhostuser" / "virtio" / f"{module}.py"
-    text = source.read_text()
-    assert text.count(line + "\n") == 1
-    source.write_text(text.replace(line + "\n", instead + "\n"))
+    faulty_copy(tmp_path, f"virtio/{module}.py", ((line + "\n", instead + "\n"),))
     ran = subprocess.run(
         [sys.executable, audited.__file__, kind],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "VHOSTUSER_EDITION": "interpreted"},
