@@ -121,20 +121,32 @@ class Channel(trio.abc.AsyncResource):
         """
         if len(frame.fds) > MAX_FDS:
             raise LocalProtocolError(f"{len(frame.fds)} descriptors with one message, the limit is {MAX_FDS}")
+        await self._send_all(frame.encode(), frame.fds, str(frame))
+
+    async def send_bytes(self, data: bytes, fds: FdBundle) -> None:
+        """Send what need not be a message, its descriptors on the first byte: for who breaks the framing on purpose.
+
+        Raises as :meth:`send` does.
+        """
+        await self._send_all(data, fds, f"{len(data)} bytes")
+
+    async def _send_all(self, data: bytes, passed: FdBundle, what: str) -> None:
+        rest = memoryview(data)
+        fds = array.array("i", passed.filenos())
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
         timeout = self.limits.send_timeout
         with self._outbound.claim(), self._translate_errors():
             with trio.move_on_after(timeout):
-                return await self._send_message(frame)
-            raise FramingError(f"the peer reads too slowly: {frame} not taken after {timeout:g} s")
+                while rest:
+                    rest = rest[await self._socket.sendmsg([rest], ancillary, socket.MSG_DONTWAIT) :]
+                    self._outbound.mid_message = bool(rest)
+                    ancillary = []
+                return
+            raise FramingError(f"the peer reads too slowly: {what} not taken after {timeout:g} s")
 
-    async def _send_message(self, frame: Frame) -> None:
-        rest = memoryview(frame.encode())
-        fds = array.array("i", frame.fds.filenos())
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
-        while rest:
-            rest = rest[await self._socket.sendmsg([rest], ancillary, socket.MSG_DONTWAIT) :]
-            self._outbound.mid_message = bool(rest)
-            ancillary = []
+    def fileno(self) -> int:
+        """The socket's number; -1 once it is closed. It stays the channel's."""
+        return self._socket.fileno()
 
     async def wait_hangup(self) -> None:
         """Wait until the peer has closed, whatever of what it sent before is still to be read."""

@@ -1,0 +1,104 @@
+"""Transcripts as files: whatever can be an entry comes back as it was, and whatever is none is told with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhostuser.transcript.entries import (
+    Closed,
+    Descriptor,
+    Entry,
+    Kind,
+    Paused,
+    Resized,
+    Said,
+    Side,
+    Signalled,
+    Transcript,
+    Wrote,
+)
+from vhostuser.transcript.file import FORMAT, TranscriptError, lines_of, load, parse, save
+
+RECORDED = sorted((Path(__file__).parents[2] / "protocol-spec" / "transcripts").glob("*.jsonl"))
+
+words = st.integers(0, 2**32 - 1)
+times = st.integers(0, 10**9).map(lambda n: n / 1e6)
+names = st.text("abc 012", min_size=1, max_size=8)
+descriptors = st.builds(
+    Descriptor,
+    names,
+    st.sampled_from(Kind),
+    size=st.integers(0, 2**63),
+    seals=st.integers(0, 31),
+    block=st.sampled_from((0, 2 << 20)),
+    blocking=st.booleans(),
+    path=st.sampled_from(("", "/dev/null")),
+)
+entries: st.SearchStrategy[Entry] = st.one_of(
+    st.builds(
+        Said,
+        st.sampled_from(Side),
+        words,
+        words,
+        st.binary(max_size=48),
+        st.none() | words,
+        st.lists(descriptors, max_size=3).map(tuple),
+        st.booleans(),
+        st.lists(st.integers(1, 12), max_size=3).map(tuple),
+        st.none() | st.integers(0, 60),
+        st.sampled_from((None, "ack", "reply")),
+        times,
+        st.lists(st.just("VU-HDR-1"), max_size=1).map(tuple),
+    ),
+    st.builds(
+        Wrote, names, st.integers(0, 2**40), st.lists(st.binary(max_size=9), min_size=1).map(tuple), times, times
+    ),
+    st.builds(Resized, names, st.integers(0, 2**40), times),
+    st.builds(Signalled, names, times),
+    st.builds(Paused, times, times),
+    st.builds(Closed, st.sampled_from(Side), times),
+)
+
+
+@given(st.builds(Transcript, st.lists(entries, max_size=6).map(tuple), names, names, names))
+def test_a_transcript_comes_back_as_it_was(transcript: Transcript) -> None:
+    assert parse("\n".join(lines_of(transcript))) == transcript
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_recorded_transcripts_are_read(path: Path, tmp_path: Path) -> None:
+    transcript = load(path)
+    assert transcript.front_end
+    assert len(transcript.entries) == len(path.read_text().splitlines()) - 1
+    save(transcript, tmp_path / "again.jsonl")
+    assert load(tmp_path / "again.jsonl") == transcript
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "t: empty"),
+        ("{", "t:1: no JSON"),
+        ("[]", "t:1: list instead of an object"),
+        ('{"format": "pcap"}', "t:1: format 'pcap'; known are"),
+        (f'{{"format": "{FORMAT}", "byte_order": "middle"}}', "t:1: byte order 'middle'"),
+        (f'{{"format": "{FORMAT}"}}\n\n{{"event": "lunch"}}', "t:3: ValueError: event 'lunch' is unknown"),
+        (f'{{"format": "{FORMAT}"}}\n{{"from": "nobody"}}', "t:2: .*'nobody' is not a valid Side"),
+        (f'{{"format": "{FORMAT}"}}\n{{"from": "front-end"}}', "t:2: KeyError"),
+    ],
+)
+def test_what_is_no_transcript_is_told(text: str, complaint: str) -> None:
+    with pytest.raises(TranscriptError, match=complaint):
+        parse(text, "t")
+
+
+@given(st.text(max_size=200))
+def test_any_line_is_an_entry_or_an_error(line: str) -> None:
+    try:
+        parse(f'{{"format": "{FORMAT}"}}\n{line}')
+    except TranscriptError:
+        return
