@@ -18,13 +18,36 @@
     ├── PrivilegeError              the process cannot give up what it was to give up
     └── ConnectionClosedError       the peer is gone
 
-A message holds the offending value, the limit, and the specification's name for it:
-``SET_VRING_NUM: 3 is not a power of two (vring 1)``.
+A message holds the offending value, the limit, and the specification's name for it, and at its end the statement of
+``protocol-spec/statements.toml`` that was broken:
+``SET_VRING_NUM: 3 is not a power of two (vring 1) [VU-RING-12]``.
 """
+
+from __future__ import annotations
 
 
 class VhostUserError(Exception):
-    """Base of all errors raised by this package."""
+    """Base of all errors raised by this package.
+
+    Args:
+        words: What happened.
+        rule: Identifier of the statement that says why this is an error, where there is one.
+
+    Attributes:
+        rule: The same.
+    """
+
+    def __init__(self, *words: object, rule: str | None = None) -> None:
+        super().__init__(*words)
+        self.rule = rule
+
+    @property
+    def text(self) -> str:
+        """What happened, without the rule: for who raises another error from this one, with the same rule."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.rule}]" if self.rule else self.text
 
 
 class ProtocolError(VhostUserError):

@@ -52,9 +52,6 @@ if TYPE_CHECKING:
 DEFAULT_PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.LOG_SHMFD
 """What :meth:`FrontEnd.negotiate` acknowledges unless told otherwise: what it needs, and nothing that obliges it."""
 
-_NO_FD = 0x100
-"""In the reply to SET_DEVICE_STATE_FD: success, and no other descriptor to use."""
-
 
 class InflightFile(NamedTuple):
     """The memory in which a back-end records its requests in flight; whoever has it keeps it for the next back-end.
@@ -372,11 +369,8 @@ def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | N
             raise RefusedError(f"request {request}: {answer}")
         return None
     value = decode_reply(spec, answer)
-    own_reply = spec.reply is Reply.ALWAYS
-    without = value is None and (own_reply or spec.reply is Reply.POSTCOPY) and spec.reply_payload is not None
-    if without or len(answer.fds) < spec.reply_fds.min:
-        raise RefusedError(f"{spec.name}: refused with an empty reply")
-    # Acknowledgements, and the replies that are one in all but name (those that have a value for a refusal).
-    if isinstance(value, U64) and (not own_reply or spec.refusal is not None) and value.value & ~_NO_FD:
+    if isinstance(value, U64) and not spec.accepts(value):
         raise RefusedError(f"{spec.name}: refused with {value.value:#x}")
+    if not spec.accepts(value) or len(answer.fds) < spec.reply_fds.min:
+        raise RefusedError(f"{spec.name}: refused with an empty reply")
     return value

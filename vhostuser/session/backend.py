@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from vhostuser.errors import (
@@ -96,6 +97,14 @@ class Failed:
 Outcome = Done | Failed
 
 
+class Expected(Enum):
+    """What a request is answered with."""
+
+    NOTHING = "nothing"
+    ACK = "an acknowledgement"
+    REPLY = "a reply of its own"
+
+
 class BackendSession:
     """The state of one connection, as the requests so far have made it.
 
@@ -158,7 +167,7 @@ class BackendSession:
                 raise outcome.error
             return self._refuse(message)
         reply = self._acknowledge(message, outcome)
-        self._commit(message)
+        self.commit(message)
         return reply
 
     # -- gates ----------------------------------------------------------------------------------------------
@@ -262,6 +271,12 @@ class BackendSession:
             return self._listening
         return spec.reply is Reply.ALWAYS
 
+    def expected(self, message: Message) -> Expected:
+        """What the rules promise the front-end as an answer to a request, whatever becomes of it."""
+        if message.spec is not None and self._has_own_reply(message.spec):
+            return Expected.REPLY
+        return Expected.ACK if self._wants_ack(message) else Expected.NOTHING
+
     def _wants_ack(self, message: Message) -> bool:
         acknowledged = self.protocol_features
         if message.request == _R.SET_PROTOCOL_FEATURES and isinstance(message.payload, U64):
@@ -270,7 +285,8 @@ class BackendSession:
 
     # -- state ----------------------------------------------------------------------------------------------
 
-    def _commit(self, message: Message) -> None:
+    def commit(self, message: Message) -> None:
+        """Take over the state that an admitted request sets; :meth:`answer` does, for one that was done."""
         match message.request, message.payload:
             case _R.SET_FEATURES, U64(word):
                 self._commit_features(word)

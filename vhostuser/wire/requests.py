@@ -179,7 +179,18 @@ class RequestSpec:
         # An acknowledgement is as long as a memory table without regions, which nobody sends.
         return own if self.reply is Reply.ALWAYS else (m.U64, *own)
 
+    def accepts(self, value: m.Payload | None) -> bool:
+        """Whether an answer with this value, None for an empty one, says that the request was carried out."""
+        own_reply = self.reply is Reply.ALWAYS
+        if value is None:
+            return self.reply_payload is None or not (own_reply or self.reply is Reply.POSTCOPY)
+        # Acknowledgements, and the replies that are one in all but name (those that have a value for a refusal).
+        if isinstance(value, m.U64) and (not own_reply or self.refusal is not None):
+            return not value.value & ~_NO_FD
+        return True
 
+
+_NO_FD = 0x100  # in the reply to SET_DEVICE_STATE_FD: success, and no other descriptor to use
 _F = FrontendRequest
 _B = BackendRequest
 _FAILED = m.U64(1)
