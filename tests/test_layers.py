@@ -28,6 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "frontend": {"errors", "fds", "limits", "wire", "transport"},
     "peer": {"errors", "fds"},
     "transcript": {"errors", "fds", "limits", "wire", "session", "transport"},
+    "fuzz": {"errors", "fds", "limits", "wire", "session", "transport", "transcript", "peer"},
     "runtime": {"errors", "fds", "limits", "wire", "virtio", "session", "transport", "device"},
     "cli": {
         *("", "errors", "fds", "limits", "privileges", "edition"),
@@ -38,7 +39,10 @@ LAYERS: dict[str, set[str]] = {
 }
 """What each package may import besides itself. A name with a dot is one module of a package; "" is ``vhostuser``."""
 
-ONLY_IN = {"construct": {"wire"}, "trio": {"transport", "device", "frontend", "peer", "transcript", "runtime", "cli"}}
+ONLY_IN = {
+    "construct": {"wire"},
+    "trio": {"transport", "device", "frontend", "peer", "transcript", "fuzz", "runtime", "cli"},
+}
 """Packages of others, and the only ones of ours that may import them. ``devices`` needs no Trio of its own."""
 
 SOURCES = sorted(path for suffix in ("py", "pxd") for path in PACKAGE.rglob(f"*.{suffix}"))

@@ -22,6 +22,7 @@ _LAST_LINES = 30
 
 #: Where functions live that only carry the news: the fault is their caller's.
 _MESSENGERS = re.compile(r"(raise|abort|__assert_fail|pthread_kill|gsignal|__fortify|__chk_fail|__libc_message)")
+_LIBRARY = "libc.so"
 _ASSERTION = re.compile(r"(?P<where>[\w.~-]+): Assertion `(?P<what>.*)' failed")
 _GLIB = re.compile(r"ERROR:[^:]+:\d+:(?P<where>\w+): (?P<what>assertion failed.*|code should not be reached)")
 _SANITIZER = re.compile(
@@ -108,7 +109,9 @@ def _frames(core: Path, program: Path) -> tuple[str, ...]:
     for symbol, address in _PLACE.findall(told):
         found = _SYMBOL.match(symbol)
         if not found:
-            names[_in_file(told, int(address, 16))] = None
+            place = _in_file(told, int(address, 16))
+            if names or not place.startswith(_LIBRARY):  # abort and its kin have no names where symbols were stripped
+                names[place] = None
         elif not _MESSENGERS.search(found["name"]):
             names[f"{found['name']}+{found['distance'] or 0}"] = None
     return tuple(name for name in names if name)

@@ -20,7 +20,7 @@ from vhostuser.wire.codec import decode, decode_reply, undecoded
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import VERSION, Frame, HeaderFlags
 from vhostuser.wire.messages import U64, Message, Payload
-from vhostuser.wire.requests import Direction, FrontendRequest
+from vhostuser.wire.requests import Direction, FrontendRequest, Reply, spec_of
 
 _EVERYTHING = (1 << 64) - 1
 _ALL_RINGS = 256
@@ -89,6 +89,7 @@ class Witness:
     def __init__(self) -> None:
         self._session = BackendSession(Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
         self._due: deque[_Due] = deque()
+        self._unanswerable: set[int] = set()  # requests that were made so that nothing has to answer them
 
     @property
     def unanswered(self) -> int:
@@ -115,15 +116,16 @@ class Witness:
         if expected is not Expected.NOTHING:
             # what is refused with a reply of its own gets an empty one here; elsewhere perhaps none
             self._due.append(_Due(message, error, promised=error is None or expected is Expected.ACK))
-        elif error is None:
+            return
+        self._unanswerable.add(message.request)
+        if error is None:
             self._session.commit(message)
 
     def reply(self, frame: Frame) -> Judgement:
         """Judge what the back-end sent. Never raises."""
         due, skipped = self._answered(frame)
         if due is None:
-            breach = Breach(Side.BACKEND, "VU-REP-1", f"{frame.describe()}: nothing was asked that this answers")
-            return Judgement(frame.describe(), breaches=(breach,))
+            return _unasked(frame)
         breaches = tuple(
             Breach(Side.BACKEND, "VU-REP-1", f"{other.message.name} was not answered")
             for other in skipped
@@ -148,9 +150,12 @@ class Witness:
     def _answered(self, frame: Frame) -> tuple[_Due | None, list[_Due]]:
         """The request that a frame answers, and those before it that stay unanswered.
 
-        It is the first that has its number. If none has, it is taken for a bad answer to the first that waits for one.
+        It is the first that has its number. If none has, and it is not about a request that wants no answer, it is
+        taken for a bad answer to the first that waits for one.
         """
         numbers = [due.message.request for due in self._due]
+        if frame.request not in numbers and frame.request in self._unanswerable:
+            return None, []
         at = numbers.index(frame.request) if frame.request in numbers else 0
         skipped = [self._due.popleft() for _ in range(at)]
         return (self._due.popleft() if self._due else None), skipped
@@ -163,6 +168,15 @@ class Witness:
                 self._session.offer = Offer(word, offer.protocol_features, offer.vrings)
             case FrontendRequest.GET_PROTOCOL_FEATURES, U64(word):
                 self._session.offer = Offer(offer.virtio_features, ProtocolFeature(word), offer.vrings)
+
+
+def _unasked(frame: Frame) -> Judgement:
+    """What is said of an answer to nothing."""
+    spec = spec_of(Direction.FRONTEND, frame.request)
+    name = spec.name if spec else f"request {frame.request}"
+    acked = spec is None or spec.reply is not Reply.ALWAYS
+    rule, text = ("VU-REP-3", "acknowledged unasked") if acked else ("VU-REP-1", "answered unasked, or again")
+    return Judgement(name, breaches=(Breach(Side.BACKEND, rule, f"{name} was {text}: {frame.describe(name)}"),))
 
 
 def _read(message: Message, frame: Frame) -> tuple[Payload | None, bool]:

@@ -4,8 +4,8 @@ Must not know: where entries come from, or what anybody makes of what came back.
 
 How: entries are done in order. A message that has an answer coming is followed by a wait for it; what comes unasked is
 heard all the same. An answer that does not come in time is missed; then a question that every back-end answers at any
-time shows whether it still listens. If it does not, the play ends there. Where the back-end closed, what was still to
-be said on that connection is left out.
+time shows whether it still listens; the same question ends the play, so that nothing is missed. If it is not answered,
+the play ends there. Where the back-end closed, what was still to be said on that connection is left out.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Performance:
         missed: Numbers of the entries whose answers did not come.
         closed: Numbers of the entries after which the back-end closed the connection.
         hung: Number of the entry after which it neither answered nor closed; None if it always did.
+        unreachable: Number of the entry for which there was no connection to be had; None if there always was.
         played: How many entries were done.
     """
 
@@ -72,6 +73,7 @@ class Performance:
     missed: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
     hung: int | None = None
+    unreachable: int | None = None
     played: int = 0
 
 
@@ -90,8 +92,7 @@ async def play(
         patience: Seconds to wait for an answer, and for the connection to close where the transcript says so.
         awaited: Whether an answer to the entry of this number is waited for though the rules do not promise one.
 
-    Raises:
-        OSError, VhostUserError: what `connect` raises.
+    A play ends where `connect` raises a VhostUserError.
     """
     performance = Performance()
     with Props() as props:
@@ -134,9 +135,12 @@ class _Stage:
     async def play(self, entries: Sequence[Entry]) -> None:
         for self._number, entry in enumerate(entries):
             await self._do(entry)
+            if self._performance.unreachable is not None:
+                return
             self._performance.played = self._number + 1
             if self._performance.hung is not None:
                 return
+        await self._settle()
 
     async def close(self) -> None:
         if self._channel is not None:
@@ -163,10 +167,9 @@ class _Stage:
     # ---- messages ----------------------------------------------------------------------------------------------------
 
     async def _say(self, said: Said) -> None:
-        if self._channel is None:
-            self._channel = await self._connect()
-            self._witness, self._gone = Witness(), trio.Event()
-            self._nursery.start_soon(self._hear, self._channel, self._gone)
+        if self._channel is None and not await self._open():
+            return
+        assert self._channel is not None
         if self._gone.is_set():
             return
         frame = said.frame(LentFds(map(self._descriptor, said.fds)))
@@ -180,6 +183,17 @@ class _Stage:
         self._open_own_channel(said)
         if self._witness.unanswered or self._awaited(self._number):
             await self._wait_answer()
+
+    async def _open(self) -> bool:
+        """Open a connection; whether there is one."""
+        try:
+            self._channel = await self._connect()
+        except VhostUserError:
+            self._performance.unreachable = self._number
+            return False
+        self._witness, self._gone = Witness(), trio.Event()
+        self._nursery.start_soon(self._hear, self._channel, self._gone)
+        return True
 
     async def _send(self, channel: Channel, said: Said, frame: Frame) -> None:
         data = frame.encode()[: said.cut]
@@ -203,13 +217,18 @@ class _Stage:
         if await self._answered():
             return
         self._performance.missed.append(self._number)
-        if self._channel is not None and not self._gone.is_set():
-            frame = QUESTION.frame()
-            self._judge(self._witness.request(frame))
-            with suppress(ConnectionClosedError, FramingError):
-                await self._channel.send(frame)
-            if not await self._answered():
-                self._performance.hung = self._number
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Ask what is always answered: when the answer is there, so is all that was said before it."""
+        if self._channel is None or self._gone.is_set():
+            return
+        frame = QUESTION.frame()
+        self._judge(self._witness.request(frame))
+        with suppress(ConnectionClosedError, FramingError):
+            await self._channel.send(frame)
+        if not await self._answered():
+            self._performance.hung = self._number
 
     async def _answered(self) -> bool:
         """Whether everything was answered, or the connection closed, in time."""

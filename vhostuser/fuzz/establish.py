@@ -1,0 +1,148 @@
+"""From something that happened once to a finding: shown again, as small as can be, three times out of three.
+
+Must not know: how conversations are made, campaigns.
+
+How: what ends a target needs a fresh one for each trial; what only draws a bad answer is tried on one target after the
+other conversation, which is faster. Minimising has the patience of the search; the last trials have more, each on a
+fresh target. What does not show alone is tried again behind the conversations that came before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vhostuser.errors import VhostUserError
+from vhostuser.fuzz.memory import MemoryWatch
+from vhostuser.fuzz.minimise import minimise
+from vhostuser.fuzz.target import Range, Target
+from vhostuser.fuzz.verdict import Finding, Trouble, examine
+from vhostuser.peer.footprint import Footprint
+from vhostuser.transcript.entries import Closed, Entry
+
+CONFIRMATIONS = 3
+"""How often a finding has to show at the end, of as many times."""
+
+_PATIENT = 8  # times the patience of the search
+_TRIALS = 200
+_FEWER_TRIALS = 40
+_FATAL = frozenset({Trouble.CRASH, Trouble.EXIT, Trouble.HANG, Trouble.STARVED})
+_GROWING = frozenset({Trouble.FD_LEAK, Trouble.MEMORY_LEAK})
+
+
+@dataclass
+class Found:
+    """A finding, and the conversation that shows it.
+
+    Attributes:
+        finding: What happened.
+        entries: The smallest conversation that shows it.
+        confirmed: How often it showed when it was tried again at the end.
+        seen: How often the search met it.
+        seconds: When, since the beginning of the search.
+        path: Where its transcript is.
+    """
+
+    finding: Finding
+    entries: tuple[Entry, ...]
+    confirmed: int = 0
+    seen: int = 1
+    seconds: float = 0.0
+    path: Path | None = None
+
+
+async def establish(found: Found, targets: Range, patience: float, before: Sequence[tuple[Entry, ...]]) -> None:
+    """Make the conversation that shows a finding as small as can be, and show it again.
+
+    Args:
+        found: What the search met; its conversation and its confirmations are changed.
+        targets: Where targets come from.
+        patience: Seconds to wait for an answer while it is made smaller.
+        before: The conversations that the target had before, the latest last.
+    """
+    found.confirmed = 0
+    async with _trials(targets, found.finding, patience) as shows:
+        whole = await _reproduced(shows, found, before)
+        if whole is None:
+            return
+        trials = _FEWER_TRIALS if found.finding.trouble in _GROWING else _TRIALS
+        found.entries = await minimise(whole, shows, trials=trials)
+    found.confirmed = await confirm(found.finding, found.entries, targets, _PATIENT * patience)
+
+
+async def confirm(finding: Finding, entries: tuple[Entry, ...], targets: Range, patience: float) -> int:
+    """How many times of :data:`CONFIRMATIONS` a conversation shows a finding, each time on a fresh target."""
+    times = 0
+    for _ in range(CONFIRMATIONS):
+        async with _trials(targets, finding, patience) as shows:
+            times += await shows(entries)
+    return times
+
+
+async def _reproduced(shows: _Trials, found: Found, before: Sequence[tuple[Entry, ...]]) -> tuple[Entry, ...] | None:
+    """A conversation that shows it again: up to where it happened, the whole one, or with those before it."""
+    entries, at = found.entries, found.finding.entry
+    if at is not None and at + 1 < len(entries) and await shows(entries[: at + 1]):
+        return entries[: at + 1]
+    if await shows(entries):
+        return entries
+    together = entries
+    for earlier in reversed(before):
+        together = (*earlier, Closed(), *together)
+    return together if before and await shows(together) else None
+
+
+@asynccontextmanager
+async def _trials(targets: Range, finding: Finding, patience: float) -> AsyncIterator[_Trials]:
+    async with AsyncExitStack() as stack:
+        yield _Trials(targets, finding, patience, stack)
+
+
+class _Trials:
+    """Whether conversations show a finding."""
+
+    def __init__(self, targets: Range, finding: Finding, patience: float, stack: AsyncExitStack) -> None:
+        self._targets = targets
+        self._finding = finding
+        self._patience = patience
+        self._stack = stack
+        self._target: Target | None = None
+
+    async def __call__(self, entries: tuple[Entry, ...]) -> bool:
+        """Whether this one does. A target that cannot be started shows nothing."""
+        try:
+            if self._finding.trouble in _FATAL | _GROWING:
+                async with self._targets.target() as target:
+                    return await self._shows(target, entries)
+            return await self._shows(await self._lasting(), entries)
+        except VhostUserError:
+            return False
+
+    async def _lasting(self) -> Target:
+        """A target that has not been spoiled yet."""
+        if self._target is None or not self._target.alive:
+            await self._stack.aclose()
+            self._target = await self._stack.enter_async_context(self._targets.target())
+        return self._target
+
+    async def _shows(self, target: Target, entries: tuple[Entry, ...]) -> bool:
+        match self._finding.trouble:
+            case Trouble.MEMORY_LEAK:
+                return await MemoryWatch(target).grows_by(entries, self._patience)
+            case Trouble.FD_LEAK:
+                return all([await self._once(target, entries, await settled(target)) for _ in range(CONFIRMATIONS)])
+        return await self._once(target, entries, None)
+
+    async def _once(self, target: Target, entries: tuple[Entry, ...], before: Footprint | None) -> bool:
+        examined = await examine(entries, target, self._patience, before)
+        if examined.fatal:
+            self._target = None
+        return any(finding.name == self._finding.name for finding in examined.findings)
+
+
+async def settled(target: Target) -> Footprint | None:
+    """What a target holds once it has served somebody, as it has to."""
+    await target.serves()
+    return await target.settled()

@@ -1,0 +1,86 @@
+"""Where a campaign has been: each request in each state of the session, how often, and what came back.
+
+Must not know: targets, chance.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vhostuser.fuzz.model import Known, Model, State
+from vhostuser.transcript.entries import Entry, Said
+from vhostuser.transcript.player import Performance
+from vhostuser.wire.requests import FRONTEND_REQUESTS
+
+Place = tuple[int, State]
+"""A request's number, and the state in which it was said."""
+
+
+@dataclass
+class Visits:
+    """What happened at a place.
+
+    Attributes:
+        sent: How often it was said.
+        answered: How often that was answered with a yes, or with what it asked for.
+        refused: How often it was refused.
+    """
+
+    sent: int = 0
+    answered: int = 0
+    refused: int = 0
+
+
+class Reached:
+    """The table: a place for each request of the specification in each state; other numbers share one row."""
+
+    def __init__(self) -> None:
+        self._visits: dict[Place, Visits] = defaultdict(Visits)
+
+    def __getitem__(self, place: Place) -> Visits:
+        return self._visits[place]
+
+    def rarity(self, request: int, state: State) -> float:
+        """How seldom a request was said in a state: 1 for never, towards 0."""
+        return 1.0 / (1.0 + self._visits[request, state].sent)
+
+    def rows(self) -> Iterator[tuple[str, dict[State, Visits]]]:
+        """Each request of the specification, by its name, with its visits by state."""
+        for number, spec in FRONTEND_REQUESTS.items():
+            yield spec.name, {state: self._visits[number, state] for state in State}
+
+    def unvisited(self) -> list[str]:
+        """The requests that were never said in some state, with it."""
+        return [
+            f"{name} ({state.value})" for name, row in self.rows() for state, visits in row.items() if not visits.sent
+        ]
+
+    def add(self, known: Known, entries: Sequence[Entry], performance: Performance) -> set[tuple[object, ...]]:
+        """Count a conversation, as far as it was said.
+
+        Returns:
+            What it did: each place with what came back. Something new there is worth another try.
+        """
+        model, behaviour = Model(known), set[tuple[object, ...]]()
+        answers: dict[int, str] = {}
+        for heard in performance.heard:
+            judgement = heard.judgement
+            if judgement is not None and judgement.message is not None and judgement.accepted is not None:
+                answers[heard.after] = "answered" if judgement.accepted else "refused"
+        closed = set(performance.closed)
+        for number, entry in enumerate(entries[: performance.played]):
+            if isinstance(entry, Said):
+                place = entry.request, model.state
+                self._count(place, answers.get(number))
+                outcome = answers.get(number) or ("closed" if number in closed else "silence")
+                behaviour.add((*place, outcome, model.judge(entry) is None))
+            model.follow(entry)
+        return behaviour
+
+    def _count(self, place: Place, answer: str | None) -> None:
+        visits = self._visits[place]
+        visits.sent += 1
+        visits.answered += answer == "answered"
+        visits.refused += answer == "refused"
