@@ -107,7 +107,7 @@ def take_notifier(connection: Connection, message: Message, whose: str = "") -> 
         connection.check_foreign(fd, message.name)
     except FdError as error:
         fd.close()
-        raise FdError(f"{message.name}: {error}{whose}") from error
+        raise FdError(f"{message.name}: {error.text}{whose}", rule=error.rule) from error
     return fd
 
 
