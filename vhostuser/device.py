@@ -146,7 +146,8 @@ class Device:
         Raises:
             PayloadError: a field cannot be written, or not with that value.
         """
-        raise PayloadError(f"SET_CONFIG: nothing in the configuration space of device {self.name} can be written")
+        words = f"SET_CONFIG: nothing in the configuration space of device {self.name} can be written"
+        raise PayloadError(words, rule="VU-CONFIG-3")
 
     def save(self) -> bytes:
         """The state that has to move with the guest. All rings are stopped."""

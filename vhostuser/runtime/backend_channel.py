@@ -35,6 +35,7 @@ from vhostuser.wire.messages import U64, Payload
 from vhostuser.wire.requests import BACKEND_REQUESTS, BackendRequest, Direction, Reply, RequestSpec
 
 REPLY_TIMEOUT = 30.0  # seconds from the end of a request to the begin of its answer
+_CLOSED = "the back-end channel is closed"
 
 
 class RefusedError(VhostUserError):
@@ -134,9 +135,11 @@ class BackendChannel:
     def _check_gates(self, spec: RequestSpec) -> None:
         # int: the complement of an IntFlag lacks the bits above its highest member
         if missing := int(spec.gate or 0) & ~int(self._session.protocol_features):
-            raise NotNegotiatedError(f"{spec.name}: {ProtocolFeature(missing)!r} is not acknowledged")
+            words = f"{spec.name}: {ProtocolFeature(missing)!r} is not acknowledged"
+            raise NotNegotiatedError(words, rule="VU-BACK-3")
         if missing := int(spec.virtio_gate or 0) & ~self._session.features:
-            raise NotNegotiatedError(f"{spec.name}: {VhostFeature(missing)!r} is not acknowledged")
+            words = f"{spec.name}: {VhostFeature(missing)!r} is not acknowledged"
+            raise NotNegotiatedError(words, rule="VU-BACK-3")
 
     async def _exchange(
         self, channel: Channel, spec: RequestSpec, frame: Frame, answered: bool
@@ -144,9 +147,12 @@ class BackendChannel:
         try:
             await channel.send(frame)
             return await self._answer(channel, spec) if answered else (None, FdBundle())
-        except (VhostUserError, OSError, trio.ClosedResourceError) as error:
+        except VhostUserError as error:
             self._give_up(channel)
-            raise ConnectionClosedError(f"the back-end channel is closed: {spec.name}: {error}") from error
+            raise ConnectionClosedError(f"{_CLOSED}: {spec.name}: {error.text}", rule=error.rule) from error
+        except (OSError, trio.ClosedResourceError) as error:
+            self._give_up(channel)
+            raise ConnectionClosedError(f"{_CLOSED}: {spec.name}: {error}") from error
         except BaseException:  # cancelled: the answer would be taken for that to the next request
             self._give_up(channel)
             raise
@@ -159,7 +165,7 @@ class BackendChannel:
             except BaseException:
                 answer.fds.close()
                 raise
-        raise ConnectionClosedError(f"no answer after {self._reply_timeout:g} s")
+        raise ConnectionClosedError(f"no answer after {self._reply_timeout:g} s", rule="VU-BACK-5")
 
     def _give_up(self, channel: Channel) -> None:
         if channel is self._channel:
@@ -175,12 +181,14 @@ def check_socket(fd: OwnedFd) -> None:
     try:
         duplicate = socket.socket(fileno=fd.fileno())
     except OSError as error:
-        raise FdError(f"SET_BACKEND_REQ_FD: its descriptor is no socket: {error.strerror}") from error
+        words = f"SET_BACKEND_REQ_FD: its descriptor is no socket: {error.strerror}"
+        raise FdError(words, rule="VU-BACK-7") from error
     try:
         if (duplicate.family, duplicate.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
             raise FdError(
                 f"SET_BACKEND_REQ_FD: a stream socket of the UNIX family is needed, "
-                f"not {duplicate.family!r}, {duplicate.type!r}"
+                f"not {duplicate.family!r}, {duplicate.type!r}",
+                rule="VU-BACK-7",
             )
     finally:
         duplicate.detach()

@@ -192,13 +192,15 @@ class Connection:
     def check_foreign(self, fd: OwnedFd, name: str) -> None:
         """Raise FdError for the front-end's own end of this connection: holding it, we would never see it close."""
         if self._channel.is_other_end(fd.fileno()):
-            raise FdError(f"{name}: the descriptor is the front-end's end of this very connection")
+            words = f"{name}: the descriptor is the front-end's end of this very connection"
+            raise FdError(words, rule="VIO-HOSTILE-1")
 
     def check_mapped(self, size: int) -> None:
         """Raise PayloadError for a memory table, a log or a record of more bytes than a connection may map."""
         limit = self._channel.limits.mapped_bytes
         if size > limit:
-            raise PayloadError(f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)")
+            words = f"{size} bytes are to be mapped; a connection may map {limit} (limit mapped_bytes)"
+            raise PayloadError(words, rule="VIO-LIMIT-4")
 
     async def _end_postcopy_with_front_end(self) -> None:
         """Free threads from pages that will not come; a request that waits for such a thread keeps us from reading."""
@@ -236,7 +238,7 @@ class Connection:
             self.session.admit(message)
             handler = self._handlers.get(message.request)
             if handler is None:
-                raise UnsupportedRequestError(f"{message.name} is not supported")
+                raise UnsupportedRequestError(f"{message.name} is not supported", rule="VU-NEVER-1")
             done = await handler(self, message)
             return message, done if isinstance(done, Done) else Done(done)
         except VhostUserError as error:
@@ -294,7 +296,8 @@ class Connection:
                 self.memory.ring_address(address, size, f"vring {index}: {name}")
         for (lower, size, below), (upper, _, above) in pairwise(placed):
             if lower + size > upper:
-                raise PayloadError(f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}")
+                words = f"vring {index}: {above} at {upper:#x} overlaps {below} at {lower:#x}+{size:#x}"
+                raise PayloadError(words, rule="VU-RING-22")
 
     def rings_in(self, addresses: range) -> list[int]:
         """The live rings of which some part begins there; behind an IOMMU none, their addresses are others."""

@@ -103,4 +103,5 @@ def check_covers(mmap_size: int, memory: GuestMemory) -> None:
     top = max((region.guest_phys_addr + region.memory_size for region in memory.mappings), default=0)
     needed = (top + (1 << _BYTE_SHIFT) - 1) >> _BYTE_SHIFT
     if mmap_size < needed:
-        raise PayloadError(f"a log of {mmap_size:#x} bytes is too small, guest memory up to {top:#x} needs {needed:#x}")
+        words = f"a log of {mmap_size:#x} bytes is too small, guest memory up to {top:#x} needs {needed:#x}"
+        raise PayloadError(words, rule="VU-LOG-10")

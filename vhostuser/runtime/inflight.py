@@ -52,7 +52,8 @@ class InflightRegion:
         if told.mmap_size < size:
             raise PayloadError(
                 f"SET_INFLIGHT_FD: mmap_size {told.mmap_size:#x} is below the {size:#x} bytes of {told.num_queues} "
-                f"vrings of {told.queue_size}"
+                f"vrings of {told.queue_size}",
+                rule="VU-INFLIGHT-2",
             )
         self._use(Region(fd.fileno(), told.mmap_offset, told.mmap_size, told.num_queues, told.queue_size))
 
@@ -72,7 +73,9 @@ class InflightRegion:
 
     def _size(self, name: str, told: Inflight, features: int) -> int:
         if not 1 <= told.num_queues <= self._num_rings:
-            raise PayloadError(f"{name}: num_queues {told.num_queues} is not in 1..{self._num_rings}")
+            words = f"{name}: num_queues {told.num_queues} is not in 1..{self._num_rings}"
+            raise PayloadError(words, rule="VU-INFLIGHT-2")
         if not 1 <= told.queue_size <= MAX_VRING_NUM:
-            raise PayloadError(f"{name}: queue_size {told.queue_size} is not in 1..{MAX_VRING_NUM}")
+            words = f"{name}: queue_size {told.queue_size} is not in 1..{MAX_VRING_NUM}"
+            raise PayloadError(words, rule="VU-INFLIGHT-2")
         return told.num_queues * part_size(features, told.queue_size)

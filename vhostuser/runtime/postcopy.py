@@ -60,9 +60,10 @@ class Postcopy:
             StateError: too early, or too late.
         """
         if self._faults is None:
-            raise StateError("POSTCOPY_LISTEN: it comes after POSTCOPY_ADVISE")
+            raise StateError("POSTCOPY_LISTEN: it comes after POSTCOPY_ADVISE", rule="VU-POST-2")
         if memory.mappings:
-            raise StateError(f"POSTCOPY_LISTEN: {len(memory.mappings)} memory regions are in use already")
+            words = f"POSTCOPY_LISTEN: {len(memory.mappings)} memory regions are in use already"
+            raise StateError(words, rule="VU-POST-2")
         self.listening = True
 
     def announce(self, memory: GuestMemory, present: GuestMemory) -> None:

@@ -62,10 +62,12 @@ class StateTransfer:
 
     def _check_pipe(self) -> None:
         if (kind := kind_of(self._fd.fileno())) is not FdKind.FIFO:
-            raise FdError(f"SET_DEVICE_STATE_FD: a pipe is needed, not a descriptor of kind {kind}")
+            words = f"SET_DEVICE_STATE_FD: a pipe is needed, not a descriptor of kind {kind}"
+            raise FdError(words, rule="VU-STATE-4")
         wanted = os.O_RDONLY if self._loading else os.O_WRONLY
         if fcntl.fcntl(self._fd.fileno(), fcntl.F_GETFL) & os.O_ACCMODE not in (wanted, os.O_RDWR):
-            raise FdError(f"SET_DEVICE_STATE_FD: the pipe cannot be {'read' if self._loading else 'written'}")
+            words = f"SET_DEVICE_STATE_FD: the pipe cannot be {'read' if self._loading else 'written'}"
+            raise FdError(words, rule="VU-STATE-4")
 
     async def run(self) -> None:
         """Move the bytes, then close the pipe."""
@@ -94,7 +96,8 @@ class StateTransfer:
         """
         await self._ended.wait()
         if self._error is not None:
-            raise StateError(f"CHECK_DEVICE_STATE: the state of device {self._device.name}: {self._error}")
+            words = f"CHECK_DEVICE_STATE: the state of device {self._device.name}: {self._error}"
+            raise StateError(words, rule="VU-STATE-3")
         if self._loading:
             self._device.load(bytes(self._state))
 
@@ -135,7 +138,8 @@ def check_request(direction: int, phase: int) -> TransferDirection:
         PayloadError: a direction or a phase that does not exist.
     """
     if direction not in TransferDirection.__members__.values():
-        raise PayloadError(f"SET_DEVICE_STATE_FD: direction {direction} is neither 0 (save) nor 1 (load)")
+        words = f"SET_DEVICE_STATE_FD: direction {direction} is neither 0 (save) nor 1 (load)"
+        raise PayloadError(words, rule="VU-STATE-4")
     if phase != 0:
-        raise PayloadError(f"SET_DEVICE_STATE_FD: phase {phase} is not 0 (stopped)")
+        raise PayloadError(f"SET_DEVICE_STATE_FD: phase {phase} is not 0 (stopped)", rule="VU-STATE-4")
     return TransferDirection(direction)

@@ -55,6 +55,12 @@ _MTU_RANGE = range(68, 65536)  # RFC 791's smallest; the largest length field of
 _MAX_STATUS = 0xFF
 _FEATURES_OK = 0x8  # of the device status (virtio 1.2, 2.1)
 _INBAND_NEEDS = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
+#: Statements that refuse a request whose virtio feature is not offered.
+VIRTIO_GATE_RULES = {
+    VhostFeature.PROTOCOL_FEATURES: "VU-NEG-3",
+    VhostFeature.NET_MTU: "VU-NEG-11",
+    VhostFeature.ACCESS_PLATFORM: "VU-IOTLB-4",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ class BackendSession:
             FramingError: The connection has to close.
         """
         if message.spec is None:
-            raise UnsupportedRequestError(f"request {message.request} is unknown")
+            raise UnsupportedRequestError(f"request {message.request} is unknown", rule="VU-HDR-8")
         self._check_gates(message.spec)
         self._check_vring(message.spec, message.payload)
         self._check_values(message)
@@ -175,16 +181,19 @@ class BackendSession:
     def _check_gates(self, spec: RequestSpec) -> None:
         gate = spec.gate or ProtocolFeature(0)
         if spec.virtio_gate and _beyond(spec.virtio_gate, self.offer.virtio_features):
-            raise UnsupportedRequestError(f"{spec.name}: {spec.virtio_gate.name} is not offered")
+            words = f"{spec.name}: {spec.virtio_gate.name} is not offered"
+            raise UnsupportedRequestError(words, rule=VIRTIO_GATE_RULES[spec.virtio_gate])
         if missing := _beyond(gate, self.offer.protocol_features):
-            raise UnsupportedRequestError(f"{spec.name}: {ProtocolFeature(missing).name} is not offered")
+            words = f"{spec.name}: {ProtocolFeature(missing).name} is not offered"
+            raise UnsupportedRequestError(words, rule="VU-NEG-6")
         if missing := _beyond(gate, self.protocol_features):
-            raise NotNegotiatedError(f"{spec.name}: {ProtocolFeature(missing).name} is not acknowledged")
+            words = f"{spec.name}: {ProtocolFeature(missing).name} is not acknowledged"
+            raise NotNegotiatedError(words, rule="VU-NEG-6")
         if spec.number is _R.SET_VRING_ENABLE and not self._enable_is_legal():
-            raise NotNegotiatedError("SET_VRING_ENABLE: PROTOCOL_FEATURES is not acknowledged")
+            raise NotNegotiatedError("SET_VRING_ENABLE: PROTOCOL_FEATURES is not acknowledged", rule="VU-RING-4")
         if spec.state is LegalState.ALL_RINGS_STOPPED and not self.suspended:
             started = [index for index, vring in enumerate(self.vrings) if vring.started]
-            raise StateError(f"{spec.name}: vrings {started} are started")
+            raise StateError(f"{spec.name}: vrings {started} are started", rule="VU-RING-20")
 
     def _enable_is_legal(self) -> bool:
         return not self._features_came or bool(self.features & VhostFeature.PROTOCOL_FEATURES)
@@ -194,9 +203,10 @@ class BackendSession:
         if index is None:
             return
         if index >= len(self.vrings):
-            raise PayloadError(f"{spec.name}: vring {index} does not exist, there are {len(self.vrings)}")
+            words = f"{spec.name}: vring {index} does not exist, there are {len(self.vrings)}"
+            raise PayloadError(words, rule="VU-RING-7")
         if spec.state is LegalState.RING_STOPPED and self.vrings[index].started:
-            raise StateError(f"{spec.name}: vring {index} is started")
+            raise StateError(f"{spec.name}: vring {index} is started", rule="VU-RING-13")
 
     # -- values ---------------------------------------------------------------------------------------------
 
@@ -207,13 +217,14 @@ class BackendSession:
             case _R.SET_PROTOCOL_FEATURES, U64(word):
                 self._check_protocol_features(word)
             case _R.SET_STATUS, U64(status) if status > _MAX_STATUS:
-                raise PayloadError(f"SET_STATUS: {status:#x} is above {_MAX_STATUS:#x}")
+                raise PayloadError(f"SET_STATUS: {status:#x} is above {_MAX_STATUS:#x}", rule="VU-NEG-13")
             case _R.NET_SET_MTU, U64(mtu) if mtu not in _MTU_RANGE:
-                raise PayloadError(f"NET_SET_MTU: {mtu} is not in {_MTU_RANGE.start}..{_MTU_RANGE.stop - 1}")
+                words = f"NET_SET_MTU: {mtu} is not in {_MTU_RANGE.start}..{_MTU_RANGE.stop - 1}"
+                raise PayloadError(words, rule="VU-NEG-12")
             case _R.SEND_RARP, U64(word):
                 _check_rarp(word)
             case _R.SET_LOG_BASE, _ if not len(message.fds):
-                raise FdError("SET_LOG_BASE: no descriptor, LOG_SHMFD is acknowledged")
+                raise FdError("SET_LOG_BASE: no descriptor, LOG_SHMFD is acknowledged", rule="VU-FD-5")
             case (_, MemoryTable() | SingleRegion() as payload):
                 self._check_regions(message.name, payload)
             case (_, Payload() as payload):
@@ -222,27 +233,29 @@ class BackendSession:
 
     def _check_features(self, word: int) -> None:
         if unoffered := _beyond(word, self.offer.virtio_features):
-            raise PayloadError(f"SET_FEATURES: bits {unoffered:#x} of {word:#x} are not offered")
+            words = f"SET_FEATURES: bits {unoffered:#x} of {word:#x} are not offered"
+            raise PayloadError(words, rule="VU-NEG-4")
         changed = _beyond(word ^ self.features, VhostFeature.LOG_ALL)
         if changed and not self.suspended:
-            raise StateError(f"SET_FEATURES: bits {changed:#x} cannot change while a vring is started")
+            words = f"SET_FEATURES: bits {changed:#x} cannot change while a vring is started"
+            raise StateError(words, rule="VU-NEG-7")
 
     def _check_protocol_features(self, word: int) -> None:
         if unoffered := _beyond(word, self.offer.protocol_features):
-            raise PayloadError(f"SET_PROTOCOL_FEATURES: bits {unoffered:#x} of {word:#x} are not offered")
+            words = f"SET_PROTOCOL_FEATURES: bits {unoffered:#x} of {word:#x} are not offered"
+            raise PayloadError(words, rule="VU-NEG-5")
         features = ProtocolFeature(word)
         if ProtocolFeature.INBAND_NOTIFICATIONS in features and _INBAND_NEEDS not in features:
             # The specification asks to close the connection, not to refuse.
-            raise FramingError(
-                f"SET_PROTOCOL_FEATURES: {word:#x} has INBAND_NOTIFICATIONS without BACKEND_REQ and REPLY_ACK"
-            )
+            words = f"SET_PROTOCOL_FEATURES: {word:#x} has INBAND_NOTIFICATIONS without BACKEND_REQ and REPLY_ACK"
+            raise FramingError(words, rule="VU-NEG-9")
 
     def _check_regions(self, name: str, payload: MemoryTable | SingleRegion) -> None:
         regions = payload.regions if isinstance(payload, MemoryTable) else (payload.region,)
         xen = ProtocolFeature.XEN_MMAP in self.protocol_features
         if any((region.xen is not None) != xen for region in regions):
             wanted = "has to have" if xen else "cannot have"
-            raise PayloadError(f"{name}: a region {wanted} the fields of XEN_MMAP")
+            raise PayloadError(f"{name}: a region {wanted} the fields of XEN_MMAP", rule="VU-MEM-1")
 
     # -- answers --------------------------------------------------------------------------------------------
 
@@ -334,6 +347,6 @@ def _check_rarp(word: int) -> None:
     address = word.to_bytes(8, sys.byteorder)
     mac, rest = address[:6], address[6:]
     if any(rest):
-        raise PayloadError(f"SEND_RARP: bytes {rest.hex()} follow the address {mac.hex(':')}")
+        raise PayloadError(f"SEND_RARP: bytes {rest.hex()} follow the address {mac.hex(':')}", rule="VU-NEG-14")
     if mac[0] & 1:
-        raise PayloadError(f"SEND_RARP: {mac.hex(':')} is a group address, no guest has one")
+        raise PayloadError(f"SEND_RARP: {mac.hex(':')} is a group address, no guest has one", rule="VU-NEG-14")

@@ -57,11 +57,12 @@ def check_vring_values(request: int, payload: Payload, packed: bool, max_num: in
             _check_num(index, num, packed, max_num)
         case FrontendRequest.SET_VRING_BASE, VringState(index, base):
             if not packed and base > _MAX_SPLIT_BASE:
-                raise PayloadError(f"SET_VRING_BASE: {base:#x} is above {_MAX_SPLIT_BASE:#x} (vring {index})")
+                words = f"SET_VRING_BASE: {base:#x} is above {_MAX_SPLIT_BASE:#x} (vring {index})"
+                raise PayloadError(words, rule="VU-RING-14")
         case FrontendRequest.SET_VRING_ENABLE | FrontendRequest.SET_VRING_ENDIAN, VringState(index, num):
             if num not in (0, 1):
                 name = FrontendRequest(request).name
-                raise PayloadError(f"{name}: {num} is neither 0 nor 1 (vring {index})")
+                raise PayloadError(f"{name}: {num} is neither 0 nor 1 (vring {index})", rule="VU-RING-6")
         case FrontendRequest.SET_VRING_ADDR, VringAddr():
             _check_alignment(payload, _PACKED_ALIGNMENT if packed else _SPLIT_ALIGNMENT)
 
@@ -74,9 +75,8 @@ def check_packed_base(index: int, base: int, num: int) -> None:
     """
     for name, half in (("avail", base), ("used", base >> 16)):
         if (slot := half & _PACKED_SLOT) >= num:
-            raise PayloadError(
-                f"SET_VRING_BASE: {name} slot {slot} of {base:#x} is not below the size {num} (vring {index})"
-            )
+            words = f"SET_VRING_BASE: {name} slot {slot} of {base:#x} is not below the size {num} (vring {index})"
+            raise PayloadError(words, rule="VU-PACKED-1")
 
 
 def check_ring(index: int, num: int, base: int, addr: VringAddr, packed: bool) -> None:
@@ -97,13 +97,14 @@ def check_ring(index: int, num: int, base: int, addr: VringAddr, packed: bool) -
 
 def _check_num(index: int, num: int, packed: bool, max_num: int) -> None:
     if not 1 <= num <= max_num:
-        raise PayloadError(f"SET_VRING_NUM: {num} is not in 1..{max_num} (vring {index})")
+        raise PayloadError(f"SET_VRING_NUM: {num} is not in 1..{max_num} (vring {index})", rule="VU-RING-12")
     if not packed and num & (num - 1):
-        raise PayloadError(f"SET_VRING_NUM: {num} is not a power of two (vring {index})")
+        raise PayloadError(f"SET_VRING_NUM: {num} is not a power of two (vring {index})", rule="VU-RING-12")
 
 
 def _check_alignment(addr: VringAddr, alignment: dict[str, int]) -> None:
     for part, step in alignment.items():
         address = getattr(addr, part)
         if address % step:
-            raise PayloadError(f"SET_VRING_ADDR: {part} {address:#x} is not a multiple of {step} (vring {addr.index})")
+            words = f"SET_VRING_ADDR: {part} {address:#x} is not a multiple of {step} (vring {addr.index})"
+            raise PayloadError(words, rule="VU-RING-15")

@@ -96,7 +96,8 @@ class Channel(trio.abc.AsyncResource):
         with trio.move_on_after(self._patience) as scope:
             await trio.lowlevel.wait_readable(self._socket)
         if scope.cancelled_caught:
-            raise FramingError(f"the peer said nothing in {self._patience:g} s after it connected")
+            words = f"the peer said nothing in {self._patience:g} s after it connected"
+            raise FramingError(words, rule="VIO-LIMIT-2")
         self._patience = math.inf
 
     async def _receive_message(self, reader: _MessageReader) -> Frame:
@@ -107,7 +108,7 @@ class Channel(trio.abc.AsyncResource):
             payload = await reader.read(header.size, "payload")
             self._inbound.mid_message = False
             return Frame(header.request, header.flags, payload, reader.take_fds())
-        raise FramingError(f"the peer stalled: {reader.progress} after {timeout:g} s")
+        raise FramingError(f"the peer stalled: {reader.progress} after {timeout:g} s", rule="VU-HDR-9")
 
     async def send(self, frame: Frame) -> None:
         """Send a frame, its descriptors on the first byte; they stay with their owner.
@@ -142,7 +143,7 @@ class Channel(trio.abc.AsyncResource):
                     self._outbound.mid_message = bool(rest)
                     ancillary = []
                 return
-            raise FramingError(f"the peer reads too slowly: {what} not taken after {timeout:g} s")
+            raise FramingError(f"the peer reads too slowly: {what} not taken after {timeout:g} s", rule="VU-HDR-9")
 
     def fileno(self) -> int:
         """The socket's number; -1 once it is closed. It stays the channel's."""
@@ -248,7 +249,7 @@ class _MessageReader:
             fault = f"a second block of descriptors ({len(block)} after {len(self._fds)}) in one message"
         if fault:
             block.close()
-            raise FramingError(fault)
+            raise FramingError(fault, rule="VU-FD-7")
         if block:
             self._fds = block
 

@@ -64,7 +64,8 @@ def check_notifier(fd: int) -> None:
     """
     kind = kind_of(fd)
     if kind not in NOTIFIERS:
-        raise FdError(f"cannot notify through a descriptor of kind {kind}: an eventfd, a pipe or a socket is needed")
+        words = f"cannot notify through a descriptor of kind {kind}: an eventfd, a pipe or a socket is needed"
+        raise FdError(words, rule="VU-RING-24")
 
 
 def _kernel_name(fd: int) -> str:

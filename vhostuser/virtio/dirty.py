@@ -36,6 +36,12 @@ _LAST = cython.declare(cython.ulonglong, (1 << 64) - 1)
 _EINTR = cython.declare(cython.long, -errno.EINTR)
 
 
+class LogMapping(FileMapping):
+    """A bitmap's file, mapped."""
+
+    range_rule = file_rule = "VU-LOG-10"
+
+
 class DirtyLog:
     """The bitmap, mapped.
 
@@ -49,7 +55,7 @@ class DirtyLog:
         Raises:
             PayloadError, FdError: as :class:`FileMapping` does.
         """
-        self.mapping = FileMapping(fd, mmap_size, mmap_offset)
+        self.mapping = LogMapping(fd, mmap_size, mmap_offset)
         self.size = mmap_size
         self.bits = self.mapping.host_address
         self.copy: mmap.mmap | None = None

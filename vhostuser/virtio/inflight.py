@@ -56,12 +56,15 @@ class Region(FileMapping):
         queue_size: entries of each part.
     """
 
+    range_rule = file_rule = "VU-INFLIGHT-2"
+
     def __init__(self, fd: int, mmap_offset: int, mmap_size: int, num_queues: int, queue_size: int) -> None:
         """Map a region. The descriptor stays the caller's. Raises as :class:`FileMapping` does."""
         self.num_queues = num_queues
         self.queue_size = queue_size
         if mmap_offset % _ALIGNMENT:
-            raise PayloadError(f"inflight region: mmap_offset {mmap_offset:#x} is not a multiple of {_ALIGNMENT}")
+            words = f"inflight region: mmap_offset {mmap_offset:#x} is not a multiple of {_ALIGNMENT}"
+            raise PayloadError(words, rule=self.range_rule)
         super().__init__(fd, mmap_size, mmap_offset)
 
     def part(self, index: int, features: int) -> Part | None:
@@ -76,7 +79,8 @@ class Region(FileMapping):
         if (index + 1) * size > self.size:
             raise PayloadError(
                 f"vring {index}: its part of the inflight region ends at {(index + 1) * size:#x}, "
-                f"the region at {self.size:#x}"
+                f"the region at {self.size:#x}",
+                rule="VIO-INFLIGHT-6",
             )
         return Part(self.host_address + index * size, self.queue_size)
 

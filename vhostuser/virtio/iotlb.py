@@ -98,10 +98,11 @@ class Iotlb:
         """
         check_range(iova, size)
         if uaddr + size > _LIMIT:
-            raise PayloadError(f"IOTLB_MSG: uaddr {uaddr:#x} + size {size:#x} wraps past 2^64")
+            raise PayloadError(f"IOTLB_MSG: uaddr {uaddr:#x} + size {size:#x} wraps past 2^64", rule="VU-IOTLB-4")
         places = _places(self.memory, iova, size, uaddr)
         if not places:
-            raise PayloadError(f"IOTLB_MSG: uaddr {uaddr:#x}: its {size:#x} bytes are not all in memory regions")
+            words = f"IOTLB_MSG: uaddr {uaddr:#x}: its {size:#x} bytes are not all in memory regions"
+            raise PayloadError(words, rule="VU-IOTLB-4")
         first, last = self._overlap(iova, size)
         entries = self.entries.copy()
         entries[first:last] = [Entry(iova, size, uaddr, perm, self._updates, places)]
@@ -139,13 +140,15 @@ class Iotlb:
                 raise IotlbMissError(at, perm)
             entry = self.entries[first]
             if perm & ~entry.perm:
-                raise MemoryAccessError(f"{name} at IOVA {at:#x}: permission {perm} is needed, it has {entry.perm}")
+                words = f"{name} at IOVA {at:#x}: permission {perm} is needed, it has {entry.perm}"
+                raise MemoryAccessError(words, rule="VU-IOTLB-7")
             for start, size, host in zip(*[iter(entry.places)] * 3, strict=True):
                 if not start <= at < min(start + size, end):
                     continue
                 place = host + at - start
                 if begin and place != expected:
-                    raise MemoryAccessError(f"{name} at IOVA {iova:#x}: its pages do not lie side by side")
+                    words = f"{name} at IOVA {iova:#x}: its pages do not lie side by side"
+                    raise MemoryAccessError(words, rule="VU-IOTLB-14")
                 begin = begin or place
                 expected = host + size
                 at = start + size
@@ -164,9 +167,9 @@ def check_range(iova: int, size: int) -> None:
         PayloadError: it is empty, or wraps past 2^64.
     """
     if size == 0:
-        raise PayloadError(f"IOTLB_MSG: size is 0 (iova {iova:#x})")
+        raise PayloadError(f"IOTLB_MSG: size is 0 (iova {iova:#x})", rule="VU-IOTLB-4")
     if iova + size > _LIMIT:
-        raise PayloadError(f"IOTLB_MSG: iova {iova:#x} + size {size:#x} wraps past 2^64")
+        raise PayloadError(f"IOTLB_MSG: iova {iova:#x} + size {size:#x} wraps past 2^64", rule="VU-IOTLB-4")
 
 
 def _places(memory: GuestMemory, iova: int, size: int, uaddr: int) -> tuple[int, ...]:

@@ -62,7 +62,11 @@ class FileMapping:
         origin: the file's device and inode, and where in it they begin.
         host_address: where the first of them lies in this process.
         page_size: bytes of the pages behind them.
+        range_rule, file_rule: the statements that bytes which cannot be mapped, and a file, break.
     """
+
+    range_rule = "VU-MEM-3"
+    file_rule = "VU-MEM-4"
 
     def __init__(self, fd: int, size: int, mmap_offset: int) -> None:
         """Map `size` bytes from `mmap_offset` on. The descriptor stays the caller's.
@@ -74,7 +78,7 @@ class FileMapping:
         self.size = size
         self._start = 0
         if size == 0:
-            raise PayloadError(f"{self}: its size is 0")
+            raise PayloadError(f"{self}: its size is 0", rule=self.range_rule)
         self._check_range("mmap_offset", mmap_offset)
         self._check_file(fd, mmap_offset)
         self.page_size = page = _page_size(fd)
@@ -97,19 +101,22 @@ class FileMapping:
 
     def _check_range(self, name: str, first: int) -> None:
         if first + self.size > _LIMIT:
-            raise PayloadError(f"{self}: {name} {first:#x} + size {self.size:#x} wraps past 2^64")
+            words = f"{self}: {name} {first:#x} + size {self.size:#x} wraps past 2^64"
+            raise PayloadError(words, rule=self.range_rule)
 
     def _check_file(self, fd: int, mmap_offset: int) -> None:
         status = os.fstat(fd)
         self.origin = status.st_dev, status.st_ino, mmap_offset
         if not stat.S_ISREG(status.st_mode):
-            raise FdError(f"{self}: its descriptor is no regular file (mode {stat.filemode(status.st_mode)})")
+            words = f"{self}: its descriptor is no regular file (mode {stat.filemode(status.st_mode)})"
+            raise FdError(words, rule=self.file_rule)
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
-            raise FdError(f"{self}: its descriptor is not open for reading and writing")
+            raise FdError(f"{self}: its descriptor is not open for reading and writing", rule=self.file_rule)
         if mmap_offset + self.size > status.st_size:
             raise PayloadError(
                 f"{self}: mmap_offset {mmap_offset:#x} + size ends at {mmap_offset + self.size:#x}, "
-                f"past the end of the file at {status.st_size:#x}"
+                f"past the end of the file at {status.st_size:#x}",
+                rule=self.range_rule,
             )
 
     @property
@@ -154,7 +161,7 @@ def _check_overlap(mappings: tuple[Mapping, ...], name: str) -> None:
     ordered = sorted(mappings, key=lambda mapping: int(getattr(mapping, name)))
     for lower, upper in pairwise(ordered):
         if getattr(lower, name) + lower.memory_size > getattr(upper, name):
-            raise PayloadError(f"{upper!r} overlaps {lower!r} in {name}")
+            raise PayloadError(f"{upper!r} overlaps {lower!r} in {name}", rule="VU-MEM-7")
 
 
 class GuestMemory:
@@ -300,7 +307,8 @@ class GuestMemory:
             if 0 <= offset < mapping.memory_size and length <= mapping.memory_size - offset:
                 return int(mapping.host_address + offset)
         raise MemoryAccessError(
-            f"{name} at {userspace_addr:#x}: its {length} bytes lie in no memory region ({len(self.mappings)} known)"
+            f"{name} at {userspace_addr:#x}: its {length} bytes lie in no memory region ({len(self.mappings)} known)",
+            rule="VU-RING-21",
         )
 
     def pieces(self, address: int, length: int) -> list[tuple[int, int]]:

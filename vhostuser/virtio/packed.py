@@ -171,7 +171,8 @@ class PackedRing(Ring):
         if wrong >= 0:
             raise PayloadError(
                 f"vring {self.index}: it cannot go on at slot {used}, wrap counter {int(wrap)}: slot {wrong} was used "
-                f"in another lap than that. After a crash a packed ring goes on with an inflight region only"
+                f"in another lap than that. After a crash a packed ring goes on with an inflight region only",
+                rule="VIO-INFLIGHT-3",
             )
 
     def find_used(self, used: cython.int, wrap: cython.bint) -> cython.int:

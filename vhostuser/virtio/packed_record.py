@@ -67,7 +67,8 @@ class PackedRecord:
             PayloadError: the part is for a smaller ring.
         """
         if num > part.entries:
-            raise PayloadError(f"vring {index}: size {num} is above the inflight region's queue_size {part.entries}")
+            words = f"vring {index}: size {num} is above the inflight region's queue_size {part.entries}"
+            raise PayloadError(words, rule="VIO-INFLIGHT-6")
         self.index = index
         self.part = part
         self.at = part.address

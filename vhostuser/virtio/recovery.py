@@ -129,7 +129,7 @@ class Snapshot:
 
     def wrong(self, what: str) -> PayloadError:
         """An error about it."""
-        return PayloadError(f"vring {self.index}: inflight region: {what}")
+        return PayloadError(f"vring {self.index}: inflight region: {what}", rule="VIO-INFLIGHT-6")
 
 
 def read_split(found: Snapshot, used: int) -> SplitState:

@@ -50,9 +50,9 @@ def decode(direction: Direction, frame: Frame) -> Message:
     _check_request_frame(frame, message.name)
     if spec is None:
         return message
-    _check_size(frame, spec.name, (spec.payload,))
+    _check_size(frame, spec.name, (spec.payload,), rule="VU-HDR-6")
     payload = _parse(spec.name, spec.payload, frame.payload)
-    _check_fds(spec.name, _request_fds(spec, payload), frame.fds)
+    _check_fds(spec.name, *_request_fds(spec, payload), frame.fds)
     return replace(message, payload=payload)
 
 
@@ -102,9 +102,9 @@ def encode(
         return Frame(request, flags, payload or b"", bundle)
     if type(payload) is not (spec.payload or type(None)):
         raise LocalProtocolError(f"{spec.name}: payload {payload!r} instead of {_kind_name(spec.payload)}")
-    rule = _request_fds(spec, payload)
-    if not rule.allows(len(bundle)):
-        raise LocalProtocolError(f"{spec.name}: {len(bundle)} descriptors instead of {rule}")
+    allowed, rule = _request_fds(spec, payload)
+    if not allowed.allows(len(bundle)):
+        raise LocalProtocolError(f"{spec.name}: {len(bundle)} descriptors instead of {allowed}", rule=rule)
     return Frame(request, flags, _build(payload), bundle)
 
 
@@ -145,12 +145,12 @@ def decode_reply(spec: RequestSpec, frame: Frame) -> Payload | None:
         FdError: Surplus descriptors.
     """
     if frame.request != spec.number:
-        raise FramingError(f"{spec.name}: answered by a message with request number {frame.request}")
+        raise FramingError(f"{spec.name}: answered by a message with request number {frame.request}", rule="VU-HDR-7")
     if frame.flags != _REPLY_FLAGS:
-        raise FramingError(f"{spec.name}: reply with flags {frame.flags:#x}, not {_REPLY_FLAGS:#x}")
+        raise FramingError(f"{spec.name}: reply with flags {frame.flags:#x}, not {_REPLY_FLAGS:#x}", rule="VU-HDR-7")
     bodies = spec.reply_bodies
-    _check_size(frame, f"{spec.name} reply", (*bodies, None))
-    _check_fds(f"{spec.name} reply", FdRule(0, spec.reply_fds.max), frame.fds)
+    _check_size(frame, f"{spec.name} reply", (*bodies, None), rule="VU-PAY-1")
+    _check_fds(f"{spec.name} reply", FdRule(0, spec.reply_fds.max), "VU-FD-1", frame.fds)
     kind = next((kind for kind in bodies if len(frame.payload) in layouts.legal_sizes(kind)), None)
     return _parse(f"{spec.name} reply", kind, frame.payload)
 
@@ -159,15 +159,15 @@ def _check_request_frame(frame: Frame, name: str) -> None:
     header = frame.header()
     check_header(header)
     if frame.is_reply:
-        raise FramingError(f"{name}: flags {frame.flags:#x}, a request has no REPLY flag")
+        raise FramingError(f"{name}: flags {frame.flags:#x}, a request has no REPLY flag", rule="VU-HDR-3")
     if header.size != len(frame.payload):
-        raise FramingError(f"{name}: size {header.size}, payload of {len(frame.payload)} bytes")
+        raise FramingError(f"{name}: size {header.size}, payload of {len(frame.payload)} bytes", rule="VU-HDR-1")
 
 
-def _check_size(frame: Frame, name: str, kinds: tuple[type[Payload] | None, ...]) -> None:
+def _check_size(frame: Frame, name: str, kinds: tuple[type[Payload] | None, ...], rule: str) -> None:
     if not any(len(frame.payload) in layouts.legal_sizes(kind) for kind in kinds):
         expected = " or ".join(_sized(kind) for kind in kinds)
-        raise FramingError(f"{name}: payload of {len(frame.payload)} bytes instead of {expected}")
+        raise FramingError(f"{name}: payload of {len(frame.payload)} bytes instead of {expected}", rule=rule)
 
 
 def _parse(name: str, kind: type[Payload] | None, data: bytes) -> Payload | None:
@@ -176,27 +176,29 @@ def _parse(name: str, kind: type[Payload] | None, data: bytes) -> Payload | None
     try:
         payload = layouts.parse(kind, data)
     except PayloadError as error:
-        raise PayloadError(f"{name}: {error}") from error
+        raise PayloadError(f"{name}: {error.text}", rule=error.rule) from error
     vring = payload.vring if isinstance(payload, VringArea) else payload
     # Bits 0-7 are the index and bit 8 is no_fd; all others have to be zero.
     if isinstance(vring, VringFd) and vring.reserved:
-        raise PayloadError(f"{name}: reserved bits {vring.reserved << 9:#x} are set (vring {vring.index})")
+        words = f"{name}: reserved bits {vring.reserved << 9:#x} are set (vring {vring.index})"
+        raise PayloadError(words, rule="VU-PAY-4")
     return payload
 
 
-def _request_fds(spec: RequestSpec, payload: Payload | None) -> FdRule:
-    """The row's rule, made exact by a payload that says how many descriptors come with it."""
+def _request_fds(spec: RequestSpec, payload: Payload | None) -> tuple[FdRule, str]:
+    """How many descriptors come with a request, and the statement that says so: the row's number, made exact by a
+    payload that tells it."""
     match payload:
         case VringFd(no_fd=no_fd) | VringArea(vring=VringFd(no_fd=no_fd)):
-            return NO_FDS if no_fd else ONE_FD
+            return NO_FDS if no_fd else ONE_FD, "VU-FD-2"
         case MemoryTable(regions=regions):
-            return FdRule(len(regions), len(regions))
-    return spec.fds
+            return FdRule(len(regions), len(regions)), "VU-FD-3"
+    return spec.fds, "VU-FD-1"
 
 
-def _check_fds(name: str, rule: FdRule, fds: FdBundle) -> None:
-    if not rule.allows(len(fds)):
-        raise FdError(f"{name}: {len(fds)} descriptors instead of {rule}")
+def _check_fds(name: str, allowed: FdRule, rule: str, fds: FdBundle) -> None:
+    if not allowed.allows(len(fds)):
+        raise FdError(f"{name}: {len(fds)} descriptors instead of {allowed}", rule=rule)
 
 
 def _bundle(fds: FdBundle | Iterable[int]) -> FdBundle:

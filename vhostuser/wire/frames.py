@@ -162,6 +162,7 @@ def check_header(header: Header) -> None:
         FramingError: The version is not 1, or the payload is longer than ``MAX_PAYLOAD``.
     """
     if header.version != VERSION:
-        raise FramingError(f"request {header.request}: version {header.version}, only {VERSION} is defined")
+        words = f"request {header.request}: version {header.version}, only {VERSION} is defined"
+        raise FramingError(words, rule="VU-HDR-2")
     if header.size > MAX_PAYLOAD:
-        raise FramingError(f"request {header.request}: size {header.size}, the limit is {MAX_PAYLOAD}")
+        raise FramingError(f"request {header.request}: size {header.size}, the limit is {MAX_PAYLOAD}", rule="VU-HDR-4")

@@ -65,7 +65,7 @@ def parse(kind: type[P], data: bytes) -> P:
     try:
         return cast("P", layout.construct.parse(data, **layout.measure(data)))
     except cs.ConstructError as error:
-        raise PayloadError(f"{kind.__name__} does not fit into {len(data)} bytes") from error
+        raise PayloadError(f"{kind.__name__} does not fit into {len(data)} bytes", rule="VU-PAY-1") from error
 
 
 def build(value: Payload) -> bytes:
@@ -232,14 +232,14 @@ def _measure_size(data: bytes) -> dict[str, int]:
 def _measure_table(data: bytes) -> dict[str, int]:
     nregions = cs.Int32un.parse(data)
     if not 1 <= nregions <= MAX_REGIONS:
-        raise PayloadError(f"nregions {nregions} is not in 1..{MAX_REGIONS}")
+        raise PayloadError(f"nregions {nregions} is not in 1..{MAX_REGIONS}", rule="VU-PAY-3")
     size = len(data) - _TABLE_PREFIX
     for region_size in (_REGION_SIZE, _XEN_REGION_SIZE):
         if size == nregions * region_size:
             return {"region_size": region_size}
     # User-mode Linux sends room for two regions, whatever nregions says; what is not counted is not looked at.
     if size % _REGION_SIZE or not nregions * _REGION_SIZE < size <= MAX_REGIONS * _REGION_SIZE:
-        raise PayloadError(f"nregions {nregions} does not match a payload of {len(data)} bytes")
+        raise PayloadError(f"nregions {nregions} does not match a payload of {len(data)} bytes", rule="VU-PAY-3")
     return {"region_size": _REGION_SIZE}
 
 
@@ -250,9 +250,9 @@ def _measure_single_region(data: bytes) -> dict[str, int]:
 def _measure_config(data: bytes) -> dict[str, int]:
     size, follows = cs.Int32un.parse(data[4:8]), len(data) - _CONFIG_PREFIX
     if size > MAX_CONFIG_SIZE:
-        raise PayloadError(f"config size {size} is above the limit {MAX_CONFIG_SIZE}")
+        raise PayloadError(f"config size {size} is above the limit {MAX_CONFIG_SIZE}", rule="VU-PAY-5")
     if size != follows:
-        raise PayloadError(f"config size {size} does not match the {follows} bytes that follow")
+        raise PayloadError(f"config size {size} does not match the {follows} bytes that follow", rule="VU-PAY-5")
     return {}
 
 

@@ -29,13 +29,15 @@ async def _set_config(connection: Connection, message: Message) -> None:
     offset, flags, data = message.payload.offset, message.payload.flags, message.payload.payload
     _check_range(message.name, offset, len(data), len(connection.device.read_config()))
     if flags not in (0, _MIGRATION):
-        raise PayloadError(f"SET_CONFIG: flags {flags:#x} are neither 0 nor {_MIGRATION} (migration)")
+        words = f"SET_CONFIG: flags {flags:#x} are neither 0 nor {_MIGRATION} (migration)"
+        raise PayloadError(words, rule="VU-CONFIG-3")
     connection.device.write_config(offset, data, flags == _MIGRATION)
 
 
 def _check_range(name: str, offset: int, size: int, space: int) -> None:
     if offset + size > space:
-        raise PayloadError(f"{name}: offset {offset} + size {size} is past the configuration space of {space} bytes")
+        words = f"{name}: offset {offset} + size {size} is past the configuration space of {space} bytes"
+        raise PayloadError(words, rule="VU-CONFIG-2")
 
 
 @handles(R.SET_DEVICE_STATE_FD)
@@ -54,7 +56,7 @@ async def _set_device_state_fd(connection: Connection, message: Message) -> Payl
 @handles(R.CHECK_DEVICE_STATE)
 async def _check_device_state(connection: Connection, message: Message) -> Payload:
     if connection.state_transfer is None:
-        raise StateError("CHECK_DEVICE_STATE: no transfer was begun")
+        raise StateError("CHECK_DEVICE_STATE: no transfer was begun", rule="VU-STATE-2")
     transfer, connection.state_transfer = connection.state_transfer, None
     await transfer.finish()
     return U64(0)

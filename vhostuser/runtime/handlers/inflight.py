@@ -59,4 +59,5 @@ async def _stop(connection: Connection, message: Message, waits: bool) -> Payloa
 
 def _check_stopped(connection: Connection, message: Message) -> None:
     if not connection.session.suspended:
-        raise StateError(f"{message.name}: a vring is started, and records what it has in flight")
+        words = f"{message.name}: a vring is started, and records what it has in flight"
+        raise StateError(words, rule="VU-INFLIGHT-3")

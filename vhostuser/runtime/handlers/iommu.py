@@ -19,7 +19,7 @@ async def _iotlb_msg(connection: Connection, message: Message) -> Payload:
     """Take a translation over, or withdraw some; no ring uses the old table when this is answered."""
     assert isinstance(message.payload, Iotlb)
     if not connection.session.features & VhostFeature.ACCESS_PLATFORM:
-        raise NotNegotiatedError("IOTLB_MSG: ACCESS_PLATFORM is not acknowledged")
+        raise NotNegotiatedError("IOTLB_MSG: ACCESS_PLATFORM is not acknowledged", rule="VU-IOTLB-4")
     await connection.adopt_iotlb(_changed(connection.iommu.table, message.payload))
     return U64(0)
 
@@ -27,7 +27,8 @@ async def _iotlb_msg(connection: Connection, message: Message) -> Payload:
 def _changed(table: Table, told: Iotlb) -> Table:
     match told.type:
         case IotlbType.UPDATE if told.perm not in _PERMISSIONS:
-            raise PayloadError(f"IOTLB_MSG: perm {told.perm} is not in 1..3 (iova {told.iova:#x})")
+            words = f"IOTLB_MSG: perm {told.perm} is not in 1..3 (iova {told.iova:#x})"
+            raise PayloadError(words, rule="VU-IOTLB-4")
         case IotlbType.UPDATE:
             return table.updated(told.iova, told.size, told.uaddr, told.perm)
         case IotlbType.INVALIDATE if (told.iova, told.size) == (0, 0):
@@ -35,4 +36,5 @@ def _changed(table: Table, told: Iotlb) -> Table:
             return Table(table.memory)
         case IotlbType.INVALIDATE:
             return table.invalidated(told.iova, told.size)
-    raise PayloadError(f"IOTLB_MSG: type {told.type} is neither UPDATE (2) nor INVALIDATE (3)")
+    words = f"IOTLB_MSG: type {told.type} is neither UPDATE (2) nor INVALIDATE (3)"
+    raise PayloadError(words, rule="VU-IOTLB-4")

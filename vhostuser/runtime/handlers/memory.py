@@ -55,7 +55,8 @@ async def _add_mem_reg(connection: Connection, message: Message) -> Payload | No
             return SingleRegion(replace(message.payload.region, userspace_addr=known.host_address))
         return None
     if len(present) >= MAX_MEM_SLOTS:
-        raise StateError(f"ADD_MEM_REG: {len(present)} memory regions are known, the limit is {MAX_MEM_SLOTS}")
+        words = f"ADD_MEM_REG: {len(present)} memory regions are known, the limit is {MAX_MEM_SLOTS}"
+        raise StateError(words, rule="VU-SLOT-6")
     memory = _map(connection, (message.payload.region,), message.fds, present)
     if connection.postcopy.listening:
         _announce(connection, memory)
@@ -75,13 +76,13 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
         if (mapping.guest_phys_addr, mapping.memory_size, mapping.userspace_addr) == told:
             break
     else:
-        raise PayloadError(f"REM_MEM_REG: there is no memory region {region}")
+        raise PayloadError(f"REM_MEM_REG: there is no memory region {region}", rule="VU-SLOT-4")
     if mapping.claims > 1:
         mapping.claims -= 1
         return
     begin = mapping.userspace_addr
     if rings := connection.rings_in(range(begin, begin + mapping.memory_size)):
-        raise StateError(f"REM_MEM_REG: vrings {rings} run in {mapping!r}")
+        raise StateError(f"REM_MEM_REG: vrings {rings} run in {mapping!r}", rule="VU-SLOT-3")
     await connection.adopt(GuestMemory(other for other in connection.memory.mappings if other is not mapping))
 
 

@@ -23,6 +23,7 @@ async def _postcopy_listen(connection: Connection, message: Message) -> None:
 @handles(R.POSTCOPY_END)
 async def _postcopy_end(connection: Connection, message: Message) -> Payload:
     if connection.postcopy.announced is not None:
-        raise StateError("POSTCOPY_END: memory regions were told and not acknowledged yet")
+        words = "POSTCOPY_END: memory regions were told and not acknowledged yet"
+        raise StateError(words, rule="VU-POST-4")
     connection.postcopy.end()
     return U64(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from vhostuser.errors import FdError, PayloadError
+from vhostuser.errors import FdError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
@@ -67,9 +67,7 @@ async def _set_vring_kick(connection: Connection, message: Message) -> None:
 @handles(R.VRING_KICK)
 async def _vring_kick(connection: Connection, message: Message) -> None:
     """A kick by message starts a ring, too."""
-    vring, num = _state(connection, message)
-    if num:
-        raise PayloadError(f"VRING_KICK: num {num} is reserved and not 0 (vring {vring.index})")
+    vring, _ = _state(connection, message)
     if vring.live:
         connection.inband.kick(vring.index)
     else:
@@ -107,7 +105,7 @@ def take_notifier(connection: Connection, message: Message, whose: str = "") -> 
         connection.check_foreign(fd, message.name)
     except FdError as error:
         fd.close()
-        raise FdError(f"{message.name}: {error}{whose}") from error
+        raise FdError(f"{message.name}: {error.text}{whose}", rule=error.rule) from error
     return fd
 
 
