@@ -33,6 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "cli": {
         *("", "errors", "fds", "limits", "privileges", "edition"),
         *("device", "devices", "transport", "runtime", "virtio", "wire"),
+        *("frontend", "fuzz", "peer", "session", "transcript"),
     },
     "__init__": {"edition"},
     "__main__": {"cli"},

@@ -40,17 +40,21 @@ class Found:
         finding: What happened.
         entries: The smallest conversation that shows it.
         confirmed: How often it showed when it was tried again at the end.
+        attempts: How often it was tried to make it small.
         seen: How often the search met it.
         seconds: When, since the beginning of the search.
         path: Where its transcript is.
+        busy: Whether it is being made small right now.
     """
 
     finding: Finding
     entries: tuple[Entry, ...]
     confirmed: int = 0
+    attempts: int = 0
     seen: int = 1
     seconds: float = 0.0
     path: Path | None = None
+    busy: bool = False
 
 
 async def establish(found: Found, targets: Range, patience: float, before: Sequence[tuple[Entry, ...]]) -> None:
@@ -62,14 +66,18 @@ async def establish(found: Found, targets: Range, patience: float, before: Seque
         patience: Seconds to wait for an answer while it is made smaller.
         before: The conversations that the target had before, the latest last.
     """
-    found.confirmed = 0
-    async with _trials(targets, found.finding, patience) as shows:
-        whole = await _reproduced(shows, found, before)
-        if whole is None:
-            return
-        trials = _FEWER_TRIALS if found.finding.trouble in _GROWING else _TRIALS
-        found.entries = await minimise(whole, shows, trials=trials)
-    found.confirmed = await confirm(found.finding, found.entries, targets, _PATIENT * patience)
+    found.confirmed, found.busy = 0, True
+    found.attempts += 1
+    try:
+        async with _trials(targets, found.finding, patience) as shows:
+            whole = await _reproduced(shows, found, before)
+            if whole is None:
+                return
+            trials = _FEWER_TRIALS if found.finding.trouble in _GROWING else _TRIALS
+            found.entries = await minimise(whole, shows, trials=trials)
+        found.confirmed = await confirm(found.finding, found.entries, targets, _PATIENT * patience)
+    finally:
+        found.busy = False
 
 
 async def confirm(finding: Finding, entries: tuple[Entry, ...], targets: Range, patience: float) -> int:
