@@ -2,9 +2,9 @@
 
 Must not know: how conversations are made, campaigns.
 
-How: what ends a target needs a fresh one for each trial; what only draws a bad answer is tried on one target after the
-other conversation, which is faster. Minimising has the patience of the search; the last trials have more, each on a
-fresh target. What does not show alone is tried again behind the conversations that came before it.
+How: what ends a target or stays in it needs a fresh one for each trial; what only draws a bad answer is tried on one
+target all the time, which is faster. Minimising has the patience of the search; the last trials have more. What does not
+show alone is tried again behind the conversations that came before it.
 """
 
 from __future__ import annotations
@@ -81,12 +81,9 @@ async def establish(found: Found, targets: Range, patience: float, before: Seque
 
 
 async def confirm(finding: Finding, entries: tuple[Entry, ...], targets: Range, patience: float) -> int:
-    """How many times of :data:`CONFIRMATIONS` a conversation shows a finding, each time on a fresh target."""
-    times = 0
-    for _ in range(CONFIRMATIONS):
-        async with _trials(targets, finding, patience) as shows:
-            times += await shows(entries)
-    return times
+    """How many times of :data:`CONFIRMATIONS` a conversation shows a finding."""
+    async with _trials(targets, finding, patience) as shows:
+        return sum([await shows(entries) for _ in range(CONFIRMATIONS)])
 
 
 async def _reproduced(shows: _Trials, found: Found, before: Sequence[tuple[Entry, ...]]) -> tuple[Entry, ...] | None:
