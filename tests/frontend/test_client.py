@@ -13,7 +13,8 @@ import trio.testing
 
 from tests.frontend.scripted import FEATURES, PROTOCOL_FEATURES, connected
 from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
-from vhostuser.frontend.client import FrontEnd, RefusedError
+from vhostuser.frontend.client import connect
+from vhostuser.frontend.conversation import RefusedError
 from vhostuser.frontend.memory import USERSPACE_BASE, GuestRam
 from vhostuser.frontend.split import DriverRing
 from vhostuser.transport.endpoints import listen
@@ -235,7 +236,7 @@ async def test_a_refused_channel_is_closed() -> None:
 async def test_connect_by_path(tmp_path: Path) -> None:
     async with (
         await listen(tmp_path / "sock") as listener,
-        await FrontEnd.connect(tmp_path / "sock") as front_end,
+        connect(tmp_path / "sock", negotiate=False) as front_end,
         await listener.accept() as channel,
     ):
         await front_end.send_frame(Frame(3, 0x1))
