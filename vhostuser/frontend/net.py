@@ -146,7 +146,7 @@ class NetDriver:
         """Bring a device up: negotiate, tell the memory, and open so many queue pairs.
 
         Args:
-            front_end: The connection, nothing said on it yet.
+            front_end: The connection, nothing said on it yet (``connect(path, negotiate=False)``).
             memory: The guest's memory.
             pairs: Number of queue pairs; more than one need MQ.
             features: Virtio features to acknowledge if they are offered.
