@@ -20,7 +20,7 @@ from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.errors import PortError
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import FrontEnd, connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
@@ -120,9 +120,7 @@ async def serving_pairs(path: Path) -> AsyncIterator[Server4]:
         async with await listen(path) as origin, trio.open_nursery() as nursery:
             server = Server(device, origin)
             nursery.start_soon(server.run)
-            async with await FrontEnd.connect(path) as front_end:
-                await front_end.negotiate(DRIVER_FEATURES, MQ)
-                await front_end.set_mem_table(memory)
+            async with connect(path, features=DRIVER_FEATURES, protocol_features=MQ, memory=memory) as front_end:
                 pairs = [Victim(path, pair, device, server, nursery) for pair in port.pairs]
                 yield Server4(port, pairs, front_end, memory)
             await pairs[0].alive()
@@ -142,7 +140,7 @@ async def driving(served: Server4, *pairs: int) -> AsyncIterator[list[NetDriver]
     async with AsyncExitStack() as stack:
         drivers = []
         for pair in pairs:
-            driver = await NetDriver.open_pair(served.front_end, served.memory, pair, size=64)
+            driver = await NetDriver.open_pair(served.front_end, pair, size=64)
             stack.callback(driver.close)
             drivers.append(driver)
         yield drivers
