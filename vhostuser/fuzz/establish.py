@@ -3,8 +3,8 @@
 Must not know: how conversations are made, campaigns.
 
 How: what ends a target or stays in it needs a fresh one for each trial; what only draws a bad answer is tried on one
-target all the time, which is faster. Minimising has the patience of the search; the last trials have more. What does not
-show alone is tried again behind the conversations that came before it.
+target all the time, which is faster. Minimising has the patience of the search; the last trials have more. What does
+not show alone is tried again behind the conversations that came before it.
 """
 
 from __future__ import annotations
