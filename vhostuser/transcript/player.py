@@ -130,6 +130,7 @@ class _Stage:
         self._channel: Channel | None = None
         self._witness = Witness()
         self._gone = trio.Event()  # the back-end closed this connection
+        self._lost = False  # the two sides do not agree any more where messages begin
         self._news = trio.Event()
 
     async def play(self, entries: Sequence[Entry]) -> None:
@@ -173,7 +174,8 @@ class _Stage:
         if self._gone.is_set():
             return
         frame = said.frame(LentFds(map(self._descriptor, said.fds)))
-        if said.whole:
+        self._lost = self._lost or not said.whole
+        if not self._lost:
             self._judge(self._witness.request(frame))
         try:
             await self._send(self._channel, said, frame)
@@ -181,7 +183,7 @@ class _Stage:
             await self._wait_gone()
             return
         self._open_own_channel(said)
-        if self._witness.unanswered or self._awaited(self._number):
+        if not self._lost and (self._witness.unanswered or self._awaited(self._number)):
             await self._wait_answer()
 
     async def _open(self) -> bool:
@@ -191,7 +193,7 @@ class _Stage:
         except VhostUserError:
             self._performance.unreachable = self._number
             return False
-        self._witness, self._gone = Witness(), trio.Event()
+        self._witness, self._gone, self._lost = Witness(), trio.Event(), False
         self._nursery.start_soon(self._hear, self._channel, self._gone)
         return True
 
@@ -221,7 +223,7 @@ class _Stage:
 
     async def _settle(self) -> None:
         """Ask what is always answered: when the answer is there, so is all that was said before it."""
-        if self._channel is None or self._gone.is_set():
+        if self._channel is None or self._lost or self._gone.is_set():
             return
         frame = QUESTION.frame()
         self._judge(self._witness.request(frame))
@@ -250,7 +252,8 @@ class _Stage:
                 frame = await channel.receive()
                 with frame.fds:
                     judgement = self._witness.reply(frame)
-                    self._judge(judgement)
+                    if not self._lost:
+                        self._judge(judgement)
                     self._note(Heard(self._number, frame, len(frame.fds), judgement=judgement))
         except (ConnectionClosedError, FramingError, trio.ClosedResourceError):
             if channel is self._channel:
