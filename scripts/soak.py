@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,9 @@ def neighbours(seconds: float = 20) -> dict[str, Any]:
     return {layout: run_neighbours(seconds, layout) for layout in ("split", "packed")}
 
 
-def migration() -> dict[str, Any]:
+def migration(packed: bool, pairs: int) -> dict[str, Any]:
     """A guest migrates there and back twenty times under traffic both ways, over this back-end and over DPDK's."""
-    return against_dpdk(guest_image(), round_trips=20)
+    return against_dpdk(guest_image(), 20, packed, pairs)
 
 
 def fences() -> dict[str, Any]:
@@ -172,7 +173,10 @@ RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "traffic": traffic,
     "datapath": datapath,
     "fences": fences,
-    "migration": migration,
+    **{
+        f"migration-{'packed' if packed else 'split'}-{pairs}": partial(migration, packed, pairs)
+        for packed, pairs in product((False, True), (1, 4))
+    },
     "matrix": matrix,
     "neighbours": neighbours,
 }
@@ -183,7 +187,7 @@ def evidence_of(name: str, seconds: float | None = None) -> dict[str, Any]:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     evidence: dict[str, Any] = {
         "run": name,
-        "what": RUNS[name].__doc__,
+        "what": _what(RUNS[name]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
         "edition": edition.name(),
@@ -200,6 +204,10 @@ def evidence_of(name: str, seconds: float | None = None) -> dict[str, Any]:
     except RigError as error:
         evidence |= {"ok": False, "error": str(error)}
     return evidence | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def _what(run: Callable[..., Any]) -> str | None:
+    return (run.func if isinstance(run, partial) else run).__doc__
 
 
 @click.command()

@@ -26,6 +26,7 @@ GUEST_MAC = "52:54:00:76:68:02"
 
 #: Seconds until the guest's agent answers; under emulation on a busy machine it takes about ten.
 BOOT_TIMEOUT = 90.0
+_MONITOR_TIMEOUT = 60.0  # seconds for an answer; on a machine that is busy with two guests it has taken more than 30
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ class Monitor:
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
-        self._stream.settimeout(30)
+        self._stream.settimeout(_MONITOR_TIMEOUT)
         self._lines = stream.makefile("rb")
         self._events: list[dict[str, Any]] = []
         self._next()  # the greeting
@@ -298,7 +299,10 @@ class Monitor:
         words = {name.replace("_", "-"): value for name, value in arguments.items()}
         self._stream.sendall(json.dumps({"execute": command, "arguments": words}).encode() + b"\n")
         while True:
-            answer = self._next()
+            try:
+                answer = self._next()
+            except TimeoutError:
+                raise RigError(f"QMP {command}: no answer in {_MONITOR_TIMEOUT:g} s") from None
             if "event" in answer:
                 self._events.append(answer)
             elif "error" in answer:
