@@ -230,7 +230,8 @@ def against_dpdk(image: GuestImage, round_trips: int, packed: bool, pairs: int) 
         "vhostuser, audited, large packets": (ours, with_large_packets(audited(plan))),
         "vhostuser, post-copy": (ours, memory_last(plan)),
     }
-    told, lost = {}, {}
+    told: dict[str, Any] = {}
+    lost: dict[str, int] = {}
     for name, (places, how) in subjects.items():
         try:
             made = trips(image, places, how, 2 * round_trips)
