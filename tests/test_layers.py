@@ -18,6 +18,7 @@ LAYERS: dict[str, set[str]] = {
     "fds": set(),
     "limits": set(),
     "edition": set(),
+    "spec": set(),
     "privileges": {"errors"},
     "wire": {"errors", "fds"},
     "virtio": {"errors", "fds"},
@@ -32,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "runtime": {"errors", "fds", "limits", "wire", "virtio", "session", "transport", "device"},
     "cli": {
         *("", "errors", "fds", "limits", "privileges", "edition"),
-        *("device", "devices", "transport", "runtime", "virtio", "wire"),
+        *("device", "devices", "transport", "runtime", "virtio", "wire", "spec", "transcript"),
     },
     "__init__": {"edition"},
     "__main__": {"cli"},
