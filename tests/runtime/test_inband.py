@@ -148,7 +148,7 @@ async def conversation(packed: bool, transcript: Transcript) -> None:
                 for ring in (driver.rx, driver.tx):
                     await front_end.stop_ring(ring)
                 assert set(threading.enumerate()) <= threads
-            transcript.lines.append(b"%r" % sorted(connection.live_counters().items()))
+            transcript.lines.append(b"%r" % sorted(connection.rings.live_counters().items()))
             nursery.cancel_scope.cancel()
         transcript.lines.append(b"%f" % trio.current_time())
     await front_end.aclose()

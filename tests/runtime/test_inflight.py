@@ -24,7 +24,7 @@ from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.rings import DriverQueue
 from vhostuser.frontend.split import DriverRing
-from vhostuser.runtime import connection
+from vhostuser.runtime import rings
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
 from vhostuser.virtio.features import VirtioFeature
@@ -274,7 +274,7 @@ async def test_a_stop_waits_for_what_is_in_flight(
 async def test_a_device_that_never_completes_is_not_waited_for_for_ever(
     holder: Holder, path: Path, memory: GuestRam, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "DRAIN_LIMIT", 0.05)
+    monkeypatch.setattr(rings, "DRAIN_LIMIT", 0.05)
     with ring_of(memory, packed) as ring:
         async with front_end_of(path, memory, packed) as front_end:
             head = ring.add(writable=[BUFFER])

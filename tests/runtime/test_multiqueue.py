@@ -25,13 +25,11 @@ from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
 from vhostuser.privileges import NOTHING
-from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.offer import PROTOCOL_FEATURES
+from vhostuser.runtime.rings import Rings
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
-from vhostuser.virtio.iotlb import Iotlb
-from vhostuser.virtio.memory import GuestMemory
-from vhostuser.virtio.ring import Ring
+from vhostuser.virtio.pump import Pump
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import U64, VringState
 from vhostuser.wire.requests import FrontendRequest
@@ -327,15 +325,15 @@ async def test_the_host_stops_sending_to_a_pair_whose_receive_ring_broke(served:
 async def test_all_pairs_adopt_new_memory_at_once(served: Server4, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thread waits in there for the others, which would be for ever if they were asked one by one."""
     meeting = threading.Barrier(PAIRS)
-    adopt = Connection._adopt
+    adopt = Rings._adopt
 
-    def meet(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None) -> list[int]:
+    def meet(rings: Rings, number: int, pump: Pump) -> None:
         meeting.wait(DEADLINE)
-        return adopt(rings, memory, iotlb)
+        adopt(rings, number, pump)
 
     async with driving(served, *range(PAIRS)) as drivers:
         with monkeypatch.context() as patch:
-            patch.setattr(Connection, "_adopt", staticmethod(meet))
+            patch.setattr(Rings, "_adopt", meet)
             await served.front_end.set_mem_table(served.memory)
         for victim, driver in zip(served.pairs, drivers, strict=True):
             await exchange(victim, driver, 3)
