@@ -26,6 +26,7 @@ import click
 from tests.rig import acceptance, debian, kills, wild_rings
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
+from tests.rig.crash import CrashError
 from tests.rig.datapath import Plan
 from tests.rig.datapath import datapath as run_datapath
 from tests.rig.flood import flood_without_buffers
@@ -209,6 +210,8 @@ def evidence_of(name: str, seconds: float | None = None) -> dict[str, Any]:
     try:
         by_time = seconds is not None and "seconds" in inspect.signature(RUNS[name]).parameters
         evidence |= {"ok": True, "result": RUNS[name](seconds) if by_time else RUNS[name]()}
+    except CrashError as crash:  # a peer's fault, as far as it goes: what we saw of it stands apart
+        evidence |= {"ok": False, "a peer crashed": str(crash).splitlines(), "seen as": str(crash.__context__ or "")}
     except RigError as error:
         evidence |= {"ok": False, "error": str(error)}
     return evidence | {"seconds": round(time.monotonic() - start, 1)}

@@ -79,11 +79,15 @@ class Traveller(Closing):
         self._left: dict[int, Footprint] = {}  # what our back-ends held after the first departure
         self._audited = [0, 0]  # pages, at each place
         self.guest = self._machine(self.at)
-        self.guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
-        # its kernel would keep no more than a few megabytes of datagrams for programs that do not read them
-        self.guest.run(f"ip link set eth0 mtu {plan.mtu}; echo {3 * '65536 '} >/proc/sys/net/ipv4/udp_mem")
-        ping(netns)
-        self._memory = _Memory(self.guest)
+        try:
+            self.guest.configure(f"{GUEST_ADDRESS}/{PREFIX}")
+            # its kernel would keep no more than a few megabytes of datagrams for programs that do not read them
+            self.guest.run(f"ip link set eth0 mtu {plan.mtu}; echo {3 * '65536 '} >/proc/sys/net/ipv4/udp_mem")
+            ping(netns)
+            self._memory = _Memory(self.guest)
+        except BaseException:
+            self.close()
+            raise
 
     def move(self) -> Trip:
         """Move it to the other place and end the machine that it leaves.
@@ -96,10 +100,10 @@ class Traveller(Closing):
         try:
             trip = migrate(self.guest, destination, road, self._plan)
             destination.take_over(self.guest)
+            self.guest.close()
         except BaseException:
             destination.close()
             raise
-        self.guest.close()
         self._check_left(self.at)
         audited = self._check_log(self.at)
         self.guest, self.at = destination, there
@@ -107,9 +111,9 @@ class Traveller(Closing):
         return replace(trip, audited=audited)
 
     def close(self) -> None:
-        """End it."""
-        self.guest.close()
-        self._folder.cleanup()
+        """End it. Raises CrashError as the machine does."""
+        with self._folder:
+            self.guest.close()
 
     def _machine(self, at: int, incoming: Path | None = None) -> Qemu:
         nic = self._places[at].nic
