@@ -6,10 +6,5 @@ many guests from one file, ``running`` serves one or many. Each tool has a modul
 """
 
 from vhostuser.cli.commands import main, net_main
-from vhostuser.cli.decode import decode
-from vhostuser.cli.fuzz import fuzz
-
-for tool in (decode, fuzz):
-    main.add_command(tool)
 
 __all__ = ["main", "net_main"]

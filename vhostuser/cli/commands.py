@@ -14,6 +14,7 @@ from vhostuser import edition
 from vhostuser.cli.file import guests_of
 from vhostuser.cli.options import LIMIT, MODE, OWNER, UID, USER, Parsed
 from vhostuser.cli.running import Guest, run
+from vhostuser.cli.tools import Programs
 from vhostuser.device import Device
 from vhostuser.devices.net.device import MAX_PAIRS, IoUring, NetDevice
 from vhostuser.devices.net.features import NetFeature
@@ -133,7 +134,9 @@ _FEATURES = Parsed[tuple[int, int]]("+NAME,-NAME", tuple, _feature_change)
 # ---- devices ---------------------------------------------------------------------------------------------------------
 
 
-@click.group(help=__doc__.splitlines()[0] if __doc__ else None, context_settings={"max_content_width": 100})
+@click.group(
+    cls=Programs, help=__doc__.splitlines()[0] if __doc__ else None, context_settings={"max_content_width": 100}
+)
 @click.version_option(vhostuser.__version__, message=_VERSION)
 def main() -> None:
     """The programs of vhostuser."""
