@@ -9,6 +9,7 @@ are then mostly left out, so that the search gets further.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ class Settings:
         patience: Seconds to wait for an answer, in the search.
         corpus: Folder of conversations that are worth another try.
         findings: Folder for transcripts of what was found.
+        conversations: How many, at most.
     """
 
     duration: float
@@ -58,6 +60,7 @@ class Settings:
     patience: float = 0.5
     corpus: Path | None = None
     findings: Path | None = None
+    conversations: float = math.inf
 
 
 @dataclass
@@ -122,8 +125,12 @@ class Campaign:
 
     @property
     def over(self) -> bool:
-        """Whether the time is."""
-        return time.monotonic() >= self._end
+        """Whether the time is, or as many conversations were tried as there may be."""
+        return time.monotonic() >= self._end or self.progress.conversations >= self._settings.conversations
+
+    def stop(self) -> None:
+        """Let the time be over."""
+        self._end = time.monotonic()
 
     def count(self, known: Known, entries: Sequence[Entry], examined: Examined) -> set[tuple[object, ...]]:
         """Count a conversation that was tried, and tell what it did."""
