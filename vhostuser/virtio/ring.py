@@ -428,13 +428,13 @@ class Ring:
         for i in range(self.taken):
             self.log_chain(i, self.written[i])
 
-    def log_written(self, i: cython.int, size: cython.ulonglong) -> None:
-        """Log at once `size` bytes that were written to the chains from `i` on; `written` may not tell of them."""
+    def log_written(self, i: cython.int, end: cython.int, size: cython.ulonglong) -> None:
+        """Log at once `size` bytes that were written to chains `i` up to `end`; `written` may not tell of them."""
         part: cython.ulonglong
         if not self.log.on:
             return
         fence()
-        while size and i < self.taken:
+        while size and i < end:
             part = min(size, self.size[i])
             self.log_chain(i, part)
             size -= part
