@@ -32,6 +32,7 @@ from tests.rig.flood import flood_without_buffers
 from tests.rig.image import guest_image
 from tests.rig.matrix import matrix as run_matrix
 from tests.rig.migration import against_dpdk
+from tests.rig.mutations import mutations
 from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
@@ -43,6 +44,7 @@ from vhostuser import edition
 
 EVIDENCE = Path("evidence")
 FRAMES = 1_000_000
+MUTATIONS = 1_000_000
 RING_OPERATIONS = 10_000_000
 FRAMES_PER_SECOND = 20_000  # both ways together, in the run `datapath`
 
@@ -152,6 +154,11 @@ def fences() -> dict[str, Any]:
     return results
 
 
+def decode(seed: int = 1) -> dict[str, Any]:
+    """A million mutations of recorded messages are taken apart: each byte is in one field, and nothing raises."""
+    return mutations(MUTATIONS, seed)
+
+
 def hostile(seed: int = 1) -> dict[str, Any]:
     """A million random and mutated frames, ten million ring operations on hostile memory: nothing crashes or stays."""
     results: dict[str, Any] = {"frames": wild_frames(FRAMES, seed)}
@@ -166,6 +173,7 @@ def hostile(seed: int = 1) -> dict[str, Any]:
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
     "hostile": hostile,
+    "decode": decode,
     "kill": kill,
     "hotplug": hotplug,
     "idle": idle,

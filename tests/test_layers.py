@@ -18,6 +18,7 @@ LAYERS: dict[str, set[str]] = {
     "fds": set(),
     "limits": set(),
     "edition": set(),
+    "spec": set(),
     "privileges": {"errors"},
     "wire": {"errors", "fds"},
     "virtio": {"errors", "fds"},
@@ -33,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "cli": {
         *("", "errors", "fds", "limits", "privileges", "edition"),
         *("device", "devices", "transport", "runtime", "virtio", "wire"),
-        *("frontend", "fuzz", "peer", "session", "transcript"),
+        *("frontend", "fuzz", "peer", "session", "spec", "transcript"),
     },
     "__init__": {"edition"},
     "__main__": {"cli"},

@@ -61,12 +61,13 @@ def meaning(
 
 
 def _word_meaning(spec: RequestSpec, word: int, is_reply: bool, names: FeatureNames) -> str:
+    accepted = spec.accepts(m.U64(word), spec.reply_fds.min)
     acknowledges = is_reply and (spec.reply is not Reply.ALWAYS or spec.refusal is not None)
     match spec.number:
-        case R.SET_DEVICE_STATE_FD if word & _NO_FD and spec.accepts(m.U64(word)):
+        case R.SET_DEVICE_STATE_FD if word & _NO_FD and accepted:
             return "done, no other descriptor is to be used"
         case _ if acknowledges:
-            return "done" if spec.accepts(m.U64(word)) else "failed"
+            return "done" if accepted else "failed"
         case R.GET_FEATURES | R.SET_FEATURES:
             return bit_names(word, names)
         case R.GET_PROTOCOL_FEATURES | R.SET_PROTOCOL_FEATURES:
