@@ -97,11 +97,7 @@ def run(name: str, runs: int) -> dict[str, Any]:
 
 
 def told(output: str) -> dict[str, Any]:
-    """What libFuzzer's output tells of a run.
-
-    >>> told("INFO: Seed: 7\\n#60\\tDONE   cov: 5 ft: 9 corp: 3/1Kb lim: 4 exec/s: 30 rss: 48Mb\\nDone 60 runs in 2 s")
-    {'runs': 60, 'seed': 7, 'coverage': 5, 'features': 9, 'corpus': 3, 'exec/s': 30, 'rss MB': 48}
-    """
+    """What libFuzzer's output tells of a run; what it does not tell is left out."""
     patterns = {
         "runs": r"^Done (\d+) runs",
         "seed": r"^INFO: Seed: (\d+)",
@@ -117,8 +113,8 @@ def told(output: str) -> dict[str, Any]:
         if (numbers := re.findall(pattern, output, re.MULTILINE))
     }
     if finding := re.search(r"Test unit written to (\S+)", output):
-        found["finding"] = finding[1]
-        found["error"] = re.findall(r"^(?:\w+Error|ALARM|SUMMARY)\b.*", output, re.MULTILINE)[:1]
+        error = re.search(r"^(?:\w+(?:Error|Exception)\b|SUMMARY).*", output, re.MULTILINE)
+        found |= {"finding": finding[1], "error": error[0] if error else ""}
     return found
 
 
