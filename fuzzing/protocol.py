@@ -5,17 +5,18 @@ All of it comes from the table of requests and from ``protocol-spec/transcripts`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vhostuser.transcript.entries import Said
+from vhostuser.transcript.file import load
 from vhostuser.wire import layouts
 from vhostuser.wire.codec import encode_ack, encode_refusal
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import MAX_PAYLOAD, VERSION, Frame, Header, HeaderFlags, LentFds
 from vhostuser.wire.messages import MemoryRegion, MemoryTable, Payload
-from vhostuser.wire.requests import BACKEND_REQUESTS, FRONTEND_REQUESTS, FrontendRequest, RequestSpec
+from vhostuser.wire.requests import BACKEND_REQUESTS, FRONTEND_REQUESTS, RequestSpec
 
 TRANSCRIPTS = Path(__file__).resolve().parent.parent / "protocol-spec" / "transcripts"
 ROWS = (*FRONTEND_REQUESTS.values(), *BACKEND_REQUESTS.values())
@@ -34,20 +35,10 @@ class Conversation(NamedTuple):
 def conversations() -> Iterator[Conversation]:
     """The recorded ones; descriptors are only counted."""
     for path in sorted(TRANSCRIPTS.glob("*.jsonl")):
-        head, *lines = map(json.loads, path.read_text().splitlines())
-        offer = head["offer"]
-        frames = [
-            Frame(
-                FrontendRequest[line["request"]],
-                line["flags"],
-                bytes.fromhex(line["payload"]),
-                LentFds(range(len(line["fds"]))),
-            )
-            for line in lines
-            if "request" in line
-        ]
-        features, protocol_features = int(offer["virtio_features"], 16), int(offer["protocol_features"], 16)
-        yield Conversation(features, protocol_features, offer["vrings"], frames)
+        transcript = load(path)
+        said = (entry for entry in transcript.entries if isinstance(entry, Said) and entry.from_front_end)
+        frames = [entry.frame(LentFds(range(len(entry.fds)))) for entry in said if not entry.own_channel]
+        yield Conversation(**dict(transcript.offer), frames=frames)
 
 
 def requests() -> Iterator[tuple[RequestSpec, Frame]]:
