@@ -23,7 +23,7 @@ PYTHON = sys.executable
 GUEST_TESTS = "tests/guest"
 HOSTILE_TESTS = "tests/hostile"
 
-#: These try nothing that is compiled, so one run is enough.
+#: These try nothing that is compiled, or have processes of their own that choose the edition, so one run is enough.
 ONE_EDITION = [
     f"--ignore=tests/{name}"
     for name in (
@@ -32,6 +32,7 @@ ONE_EDITION = [
         "transport",
         "specification",
         "faults",
+        "fuzzing",
         "hostile/test_framing.py",
         "hostile/test_storms.py",
     )

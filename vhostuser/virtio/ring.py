@@ -11,6 +11,8 @@ first so many back with one call; what it does not give goes back into the ring 
     ring.publish()              # all of them visible at once, then a call if the driver asked for one
     ring.arm()                  # before sleeping: ask for a kick. True: something came meanwhile, look again
 
+What was given is published before the next burst is taken: a record of what is in flight counts on it.
+
 A chain that a driver built wrongly but that harms no one (an unmapped or empty buffer, a wrong direction) comes with
 ``segments[i] == 0``: the device gives it back unused. Whatever makes the ring's own indices or descriptors meaningless
 sets :attr:`Ring.fault`, and the ring yields nothing more until it is started again.
