@@ -65,7 +65,7 @@ class Performance:
         heard: What the back-end said.
         breaches: Rules that were broken, each with the number of the entry after which.
         missed: Numbers of the entries whose answers did not come.
-        closed: Numbers of the entries after which the back-end closed the connection.
+        closed: Numbers of the entries after which the back-end closed the connection, or said what is no message.
         hung: Number of the entry after which it neither answered nor closed; None if it always did.
         unreachable: Number of the entry for which there was no connection to be had; None if there always was.
         played: How many entries were done.
@@ -263,6 +263,7 @@ class _Stage:
             self._performance.closed.append(self._number)
         except FramingError as error:
             self._performance.breaches.append((self._number, Breach(Side.BACKEND, error.rule, error.text)))
+            self._performance.closed.append(self._number)
             channel.close()
         except trio.ClosedResourceError:
             pass
