@@ -66,7 +66,7 @@ class Piece:
         return Side.BACKEND if self.side is Side.FRONTEND else Side.FRONTEND
 
 
-@click.command()
+@click.command("decode")
 @click.argument("source", metavar="[FILE|-|HEX...]", nargs=-1)
 @click.option(
     "--from",
@@ -89,7 +89,7 @@ class Piece:
 @click.option("--binary", "form", flag_value="binary", help="The input is the bytes themselves.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def decode(
+def command(
     context: click.Context,
     source: tuple[str, ...],
     sender: str,

@@ -65,7 +65,7 @@ _LINE_EACH = 10.0  # seconds, where nobody watches
     metavar="FILE",
     help="Write the report as JSON, too.",
 )
-def fuzz(
+def command(
     path: Path | None,
     spawn: str | None,
     duration: float,

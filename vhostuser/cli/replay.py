@@ -12,7 +12,6 @@ import trio
 from rich.console import Console
 from rich.text import Text
 
-from vhostuser.cli.commands import main
 from vhostuser.errors import EndpointError, VhostUserError
 from vhostuser.session.witness import Side
 from vhostuser.transcript.compare import Difference, compare
@@ -27,7 +26,7 @@ _DIFFERENT = 1
 _COLOURS = ("green", "red")
 
 
-@main.command("replay")
+@click.command("replay")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("path", required=False)
 @click.option(
@@ -52,7 +51,7 @@ _COLOURS = ("green", "red")
     metavar="SECONDS",
     help="How long to wait for the back-end, and for each of its answers.",
 )
-def replay_command(file: Path, path: str | None, side: str, against: Path | None, patience: float) -> None:
+def command(file: Path, path: str | None, side: str, against: Path | None, patience: float) -> None:
     """Play a transcript's front-end to the back-end at PATH, and tell what it answers differently now.
 
     With --as back-end wait at PATH for a front-end, answer it as recorded, and tell what it asks differently.

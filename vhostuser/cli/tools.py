@@ -9,8 +9,8 @@ from importlib import import_module
 
 import click
 
-TOOLS = ("decode", "fuzz")
-"""Their names; a module here has the same, with _ for -, and in it the command."""
+TOOLS = ("decode", "fuzz", "replay", "trace")
+"""Their names; a module here has the same, with _ for -, and in it `command`."""
 
 
 class Programs(click.Group):
@@ -24,7 +24,6 @@ class Programs(click.Group):
         """The command of that name; None if there is none."""
         if cmd_name not in TOOLS:
             return super().get_command(ctx, cmd_name)
-        name = cmd_name.replace("-", "_")
-        command = getattr(import_module(f"vhostuser.cli.{name}"), name)
+        command = import_module(f"vhostuser.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command

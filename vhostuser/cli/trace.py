@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vhostuser.cli.commands import main
 from vhostuser.cli.options import Parsed
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.errors import VhostUserError
@@ -59,7 +58,7 @@ _DROP = Parsed("REQUEST[=N]", Pick, parse_drop)
 _CORRUPTION = Parsed("REQUEST[:OFFSET=HEX]", Corruption, parse_corruption)
 
 
-@main.command("trace")
+@click.command("trace")
 @click.argument("listen_at", metavar="LISTEN")
 @click.argument("connect_to", metavar="CONNECT")
 @click.option("--client", is_flag=True, help="The back-end is to connect to LISTEN; a front-end listens at CONNECT.")
@@ -95,7 +94,7 @@ _CORRUPTION = Parsed("REQUEST[:OFFSET=HEX]", Corruption, parse_corruption)
     help="Put bytes in place of a request's, counted from its header; or flip a random bit.",
 )
 @click.option("--seed", type=click.IntRange(0, _MAX_SEED), metavar="N", help="Of the random bits; told if not given.")
-def trace(
+def command(
     listen_at: str,
     connect_to: str,
     client: bool,
