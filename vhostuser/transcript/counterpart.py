@@ -30,6 +30,7 @@ from vhostuser.transcript.answers import Answers
 from vhostuser.transcript.descriptors import Props
 from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Said, Side, Signalled, Wrote
 from vhostuser.transcript.passed import Passed
+from vhostuser.transcript.player import send_pieces
 from vhostuser.transport.channel import Channel
 from vhostuser.wire.codec import decode, decode_reply
 from vhostuser.wire.frames import Frame, LentFds
@@ -353,11 +354,5 @@ def _own_request(frame: Frame) -> RequestSpec | None:
 
 async def _send(channel: Channel, said: Said, frame: Frame) -> None:
     """Send a message, in pieces or not to its end; whoever should get it may be gone, or not read."""
-    data, fds = frame.encode()[: said.cut], frame.fds
     with suppress(ConnectionClosedError, FramingError, trio.ClosedResourceError):
-        for length in (*said.pieces, len(data)):
-            piece, data = data[:length], data[length:]
-            if piece:
-                await channel.send_bytes(piece, fds)
-                fds = LentFds(())
-                await trio.lowlevel.checkpoint()
+        await send_pieces(channel, frame.encode()[: said.cut], frame.fds, said.pieces)
