@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vhostuser.fuzz.back_end import BackEnds
 from vhostuser.fuzz.campaign import Campaign, Progress, Settings
 from vhostuser.fuzz.establish import CONFIRMATIONS, Found
 from vhostuser.fuzz.model import State
@@ -21,13 +22,13 @@ SPOILED = Path(__file__).with_name("spoiled.py")
 LONG_ENOUGH = 60.0
 
 
-def spoiled(*faults: str) -> Range:
+def spoiled(*faults: str) -> BackEnds:
     """A back-end with these faults."""
     own_replies = json.dumps([int(n) for n, spec in FRONTEND_REQUESTS.items() if spec.reply is Reply.ALWAYS])
-    return Range(f"{sys.executable} -I -S {SPOILED} {{socket}} '{own_replies}' {' '.join(faults)}", None, 2.0)
+    return BackEnds(Range(f"{sys.executable} -I -S {SPOILED} {{socket}} '{own_replies}' {' '.join(faults)}", None, 2.0))
 
 
-async def campaign(folder: Path, targets: Range, wanted: Trouble, seed: int = 1) -> Progress:
+async def campaign(folder: Path, targets: BackEnds, wanted: Trouble, seed: int = 1) -> Progress:
     """Fuzz until a finding of a kind is confirmed."""
     settings = Settings(LONG_ENOUGH, seed, findings=folder / "findings", patience=0.3)
 
@@ -67,7 +68,7 @@ async def test_a_fault_is_found_and_made_small(
 
 async def test_nothing_is_found_in_ours(tmp_path: Path) -> None:
     settings = Settings(5.0, 5, findings=tmp_path / "findings", patience=2.0)
-    ours = Range(f"{sys.executable} -m vhostuser net --loop --socket-path={{socket}}", None, 5.0)
+    ours = BackEnds(Range(f"{sys.executable} -m vhostuser net --loop --socket-path={{socket}}", None, 5.0))
     progress = await Campaign(ours, settings).run()
     assert progress.conversations > 2
     assert [found.finding for found in progress.found.values()] == []

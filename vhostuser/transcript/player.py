@@ -218,7 +218,7 @@ class _Stage:
         """Send a frame, in pieces or not to its end; False if the back-end is gone or does not read."""
         try:
             with trio.move_on_after(self._patience):
-                await _send_pieces(channel, frame.encode()[:cut], frame.fds, pieces)
+                await send_pieces(channel, frame.encode()[:cut], frame.fds, pieces)
                 return True
         except (ConnectionClosedError, FramingError, trio.ClosedResourceError):
             await self._wait_gone()
@@ -340,7 +340,8 @@ def _put(fd: int, data: bytes, offset: int) -> None:
         os.pwrite(fd, data, offset)
 
 
-async def _send_pieces(channel: Channel, data: bytes, fds: FdBundle, pieces: Sequence[int]) -> None:
+async def send_pieces(channel: Channel, data: bytes, fds: FdBundle, pieces: Sequence[int]) -> None:
+    """Send bytes in pieces of these lengths; what is left follows in one. Raises as ``Channel.send_bytes`` does."""
     for length in (*pieces, len(data)):
         piece, data = data[:length], data[length:]
         if piece:
