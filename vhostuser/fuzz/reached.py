@@ -90,16 +90,13 @@ class Reached:
         model, behaviour = Model(known), set[tuple[object, ...]]()
         answers: dict[int, str] = {}
         for heard in performance.heard:
-            judgement = heard.judgement
-            if judgement is not None and judgement.message is not None and judgement.accepted is not None:
-                answers[heard.after] = "answered" if judgement.accepted else "refused"
-        closed = set(performance.closed)
+            if heard.answers is not None and heard.judgement is not None and heard.judgement.accepted is not None:
+                answers[heard.answers] = "answered" if heard.judgement.accepted else "refused"
         for number, entry in enumerate(entries[: performance.played]):
             if isinstance(entry, Said):
                 place = entry.request, model.state
                 self._count(place, answers.get(number))
-                outcome = answers.get(number) or ("closed" if number in closed else "silence")
-                behaviour.add((*place, outcome, model.judge(entry) is None))
+                behaviour.add((*place, answers.get(number), model.judge(entry) is None))
             model.follow(entry)
         return behaviour
 

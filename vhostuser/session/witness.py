@@ -59,6 +59,7 @@ class Judgement:
         name: The request's name; of a reply, the request's that it answers.
         value: Its payload; None for an empty one, and for what cannot be read.
         message: Of a reply, the request that it answers; None if there is none.
+        number: Of such a reply, how many requests came before that one.
         accepted: Of a reply: whether the back-end says that it did as it was asked.
         breaches: The rules that it broke.
     """
@@ -66,6 +67,7 @@ class Judgement:
     name: str
     value: Payload | bytes | None = None
     message: Message | None = None
+    number: int | None = None
     accepted: bool | None = None
     breaches: tuple[Breach, ...] = ()
 
@@ -76,11 +78,13 @@ class _Due:
 
     Attributes:
         message: The request.
+        number: How many came before it.
         error: Why it should have been refused, if it should.
         promised: Whether the rules promise an answer.
     """
 
     message: Message
+    number: int
     error: VhostUserError | None
     promised: bool
 
@@ -91,6 +95,7 @@ class Witness:
     def __init__(self) -> None:
         self._session = BackendSession(Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
         self._due: deque[_Due] = deque()
+        self._requests = 0
         # What nobody answers may have been done or not: a ring need not start for reasons that only the back-end knows.
         self._rings_doubtful = self._features_doubtful = False
         self._unanswerable: set[int] = set()  # requests that were made so that nothing has to answer them
@@ -103,6 +108,7 @@ class Witness:
     def request(self, frame: Frame) -> Judgement:
         """Judge what the front-end sent. Never raises."""
         message = undecoded(Direction.FRONTEND, frame)
+        self._requests += 1
         try:
             message = decode(Direction.FRONTEND, frame)
             self._session.admit(message)
@@ -119,7 +125,8 @@ class Witness:
         expected = self._session.expected(message)
         if expected is not Expected.NOTHING:
             # what is refused with a reply of its own gets an empty one here; elsewhere perhaps none
-            self._due.append(_Due(message, error, promised=error is None or expected is Expected.ACK))
+            promised = error is None or expected is Expected.ACK
+            self._due.append(_Due(message, self._requests - 1, error, promised))
             return
         self._unanswerable.add(message.request)
         if error is None:
@@ -145,7 +152,8 @@ class Witness:
         try:
             value, accepted = _read(due.message, frame)
         except VhostUserError as error:
-            return Judgement(name, None, due.message, None, (*breaches, Breach(Side.BACKEND, error.rule, error.text)))
+            breaches = (*breaches, Breach(Side.BACKEND, error.rule, error.text))
+            return Judgement(name, None, due.message, due.number, breaches=breaches)
         if accepted and due.error is not None:
             if not self._doubts(due.error):
                 text = f"{name} was accepted: {due.error.text}"
@@ -153,7 +161,7 @@ class Witness:
         elif accepted:
             self._session.commit(due.message)
             self._learn(due.message.request, value)
-        return Judgement(name, value, due.message, accepted, breaches)
+        return Judgement(name, value, due.message, due.number, accepted, breaches)
 
     def _doubts(self, error: VhostUserError) -> bool:
         """Whether what was refused on good grounds here may have been legal for the back-end."""

@@ -44,6 +44,7 @@ class Heard:
 
     Attributes:
         after: Number of the entry after which it came.
+        answers: Number of the entry that it answers; None if it answers none.
         frame: What it was; its descriptors are closed by now.
         fds: The descriptors that came with it.
         own_channel: Whether it came on the back-end's own channel.
@@ -55,6 +56,7 @@ class Heard:
     fds: tuple[Descriptor, ...]
     own_channel: bool = False
     judgement: Judgement | None = None
+    answers: int | None = None
 
 
 @dataclass
@@ -138,6 +140,7 @@ class _Stage:
         self._number = 0
         self._channel: Channel | None = None
         self._witness = Witness()
+        self._numbers: list[int] = []  # of the entries that the witness was told of
         self._asking = False  # whether it still listens
         self._gone = trio.Event()  # this connection is no more
         self._lost = False  # the two sides do not agree any more where messages begin
@@ -188,7 +191,7 @@ class _Stage:
         frame = said.frame(LentFds(self._descriptor(told, channel) for told in said.fds))
         self._lost = self._lost or not said.whole
         if not self._lost:
-            self._judge(self._witness.request(frame))
+            self._ask(frame)
         if said.request == FrontendRequest.SET_BACKEND_REQ_FD:
             self._open_own_channel(said)
         heard = len(self._performance.heard)
@@ -207,7 +210,7 @@ class _Stage:
             except VhostUserError:
                 self._performance.unreachable = self._number
                 return None
-            self._witness, self._gone, self._lost = Witness(), trio.Event(), False
+            self._witness, self._gone, self._lost, self._numbers = Witness(), trio.Event(), False, []
             self._nursery.start_soon(self._hear, self._channel, self._gone)
         return self._channel
 
@@ -241,6 +244,7 @@ class _Stage:
         if self._channel is None or self._lost or self._gone.is_set():
             return
         frame = QUESTION.frame()
+        self._numbers.append(self._number)
         self._witness.request(frame)
         self._asking = True
         if await self._send(self._channel, frame) and not await self._answered(0):
@@ -255,7 +259,7 @@ class _Stage:
                 with frame.fds:
                     judgement = self._witness.reply(frame)
                     if not self._lost:
-                        self._judge(judgement)
+                        self._judge(judgement, self._answered_entry(judgement))
                     if not (self._asking and frame.request == QUESTION.request and not self._witness.unanswered):
                         self._note(frame, judgement)
                 self._news.set()
@@ -272,10 +276,20 @@ class _Stage:
 
     def _note(self, frame: Frame, judgement: Judgement | None = None, own_channel: bool = False) -> None:
         fds = tuple(describe(fd, f"answer {self._number}.{at}") for at, fd in enumerate(frame.fds.filenos()))
-        self._performance.heard.append(Heard(self._number, frame, fds, own_channel, judgement))
+        answers = None if judgement is None else self._answered_entry(judgement)
+        self._performance.heard.append(Heard(self._number, frame, fds, own_channel, judgement, answers))
 
-    def _judge(self, judgement: Judgement) -> None:
-        self._performance.breaches += [(self._number, breach) for breach in judgement.breaches]
+    def _ask(self, frame: Frame) -> None:
+        """Tell the witness of a request."""
+        self._numbers.append(self._number)
+        self._judge(self._witness.request(frame), self._number)
+
+    def _answered_entry(self, judgement: Judgement) -> int | None:
+        return None if judgement.number is None else self._numbers[judgement.number]
+
+    def _judge(self, judgement: Judgement, number: int | None) -> None:
+        at = self._number if number is None else number
+        self._performance.breaches += [(at, breach) for breach in judgement.breaches]
 
     async def _end_connection(self, side: Side) -> None:
         channel, self._channel = self._channel, None
