@@ -85,9 +85,12 @@ def test_two_recordings_are_compared(tmp_path: Path) -> None:
     one, other = saved(tmp_path / "one", FEATURES, OFFER, OWNER), saved(tmp_path / "other", FEATURES, OFFER, STATUS)
     result = CliRunner().invoke(main, ["replay", one, "--against", other])
     assert result.exit_code == 1
-    assert "SET_OWNER (entry 3)\n" in result.output
-    assert "GET_STATUS (entry 3)\n" in result.output
-    assert result.output.endswith("differences: 2\n")
+    assert result.output.splitlines() == [
+        *(f"< {one}", f"> {other}"),
+        *("SET_OWNER (entry 3)", "  <  SET_OWNER", "  >  -"),
+        *("GET_STATUS (entry 3)", "  <  -", "  >  GET_STATUS"),
+        "differences: 2",
+    ]
     assert CliRunner().invoke(main, ["replay", one, "--against", one]).exit_code == 0
 
 

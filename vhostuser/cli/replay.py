@@ -83,8 +83,9 @@ def command(
     except* (VhostUserError, OSError) as errors:
         raise _ImpossibleError(str(first_of(errors))) from None
     found = [difference for difference in found if difference.about not in excepted]
-    columns = (str(file), str(against)) if against else ("recorded", "now")
-    _report(found, columns)
+    if against is not None and found:
+        click.echo(f"< {file}\n> {against}")
+    _report(found, ("recorded", "now") if against is None else ("<", ">"))
     if found:
         raise SystemExit(_DIFFERENT)
 

@@ -18,6 +18,7 @@ from vhostuser.cli.options import DEVICE, FEATURE_NAMES, Parsed
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.errors import VhostUserError, first_of
 from vhostuser.session.witness import Side
+from vhostuser.spec.statements import statements
 from vhostuser.transcript.bending import Bending, Corruption, Pick, parse_corruption, parse_delay, parse_drop
 from vhostuser.transcript.file import Recorder
 from vhostuser.transcript.proxy import PATIENT, Began, Ended, Passed, Proxy
@@ -191,7 +192,10 @@ class _Screen:
         for words in said.bent:
             self._print(None, Text(f"~ bent: {words}", "yellow"))
         for breach in passed.breaches:
-            self._print(None, Text(f"! {breach.rule or 'no rule'}: {breach.text}", "bold red"))
+            self._print(None, Text(f"! {breach.text}", "bold red"))
+            statement = statements().get(breach.rule or "")
+            if statement is not None:
+                self._print(None, Text(f"  {statement.id} ({statement.kind}): {statement.text}", "red"))
 
     def _print(self, time: float | None, text: Text) -> None:
         """A line with its time. What does not fit on a terminal goes on below, behind the time; in a pipe, a line
