@@ -12,7 +12,7 @@ import trio
 from rich.console import Console
 from rich.text import Text
 
-from vhostuser.errors import EndpointError, VhostUserError
+from vhostuser.errors import EndpointError, VhostUserError, first_of
 from vhostuser.session.witness import Side
 from vhostuser.transcript.compare import Difference, compare
 from vhostuser.transcript.entries import Transcript
@@ -44,6 +44,13 @@ _COLOURS = ("green", "red")
     help="Compare with another transcript; nobody is played to.",
 )
 @click.option(
+    "--except",
+    "excepted",
+    multiple=True,
+    metavar="REQUEST",
+    help="Tell no difference in this request, such as GET_FEATURES of a back-end that offers other things.",
+)
+@click.option(
     "--patience",
     type=click.FloatRange(0, min_open=True),
     default=PATIENCE,
@@ -51,7 +58,9 @@ _COLOURS = ("green", "red")
     metavar="SECONDS",
     help="How long to wait for the back-end, and for each of its answers.",
 )
-def command(file: Path, path: str | None, side: str, against: Path | None, patience: float) -> None:
+def command(
+    file: Path, path: str | None, side: str, against: Path | None, excepted: tuple[str, ...], patience: float
+) -> None:
     """Play a transcript's front-end to the back-end at PATH, and tell what it answers differently now.
 
     With --as back-end wait at PATH for a front-end, answer it as recorded, and tell what it asks differently.
@@ -72,9 +81,11 @@ def command(file: Path, path: str | None, side: str, against: Path | None, patie
             frontend = side == Side.FRONTEND.value
             found = trio.run(partial(_play, patience=patience) if frontend else _stand_in, transcript, path)
     except* (VhostUserError, OSError) as errors:
-        raise _ImpossibleError("; ".join(map(str, errors.exceptions))) from None
-    columns = (str(file), str(against)) if against else ("recorded", "now")
-    _report(found, columns)
+        raise _ImpossibleError(str(first_of(errors))) from None
+    found = [difference for difference in found if difference.about not in excepted]
+    if against is not None and found:
+        click.echo(f"< {file}\n> {against}")
+    _report(found, ("recorded", "now") if against is None else ("<", ">"))
     if found:
         raise SystemExit(_DIFFERENT)
 

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vhostuser.cli.options import Parsed
+from vhostuser.cli.options import DEVICE, FEATURE_NAMES, Parsed
 from vhostuser.devices.net.features import NetFeature
-from vhostuser.errors import VhostUserError
+from vhostuser.errors import VhostUserError, first_of
 from vhostuser.session.witness import Side
+from vhostuser.spec.statements import statements
 from vhostuser.transcript.bending import Bending, Corruption, Pick, parse_corruption, parse_delay, parse_drop
 from vhostuser.transcript.file import Recorder
 from vhostuser.transcript.proxy import PATIENT, Began, Ended, Passed, Proxy
@@ -25,6 +26,7 @@ from vhostuser.transcript.wording import descriptor_in_words, header_of, name_of
 from vhostuser.transport.endpoints import Connector, listen
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.wire.meanings import FeatureNames
 
 _COLOURS = {Side.FRONTEND: "cyan", Side.BACKEND: "green"}
 _OWN_CHANNEL = "magenta"
@@ -94,6 +96,7 @@ _CORRUPTION = Parsed("REQUEST[:OFFSET=HEX]", Corruption, parse_corruption)
     help="Put bytes in place of a request's, counted from its header; or flip a random bit.",
 )
 @click.option("--seed", type=click.IntRange(0, _MAX_SEED), metavar="N", help="Of the random bits; told if not given.")
+@DEVICE
 def command(
     listen_at: str,
     connect_to: str,
@@ -105,6 +108,7 @@ def command(
     drops: tuple[Pick, ...],
     corruptions: tuple[Corruption, ...],
     seed: int | None,
+    device: str | None,
 ) -> None:
     """Show what a front-end and a back-end say to each other, and which rules they break.
 
@@ -123,15 +127,16 @@ def command(
             recorder = stack.enter_context(Recorder(record)) if record else None
         except OSError as error:
             raise click.ClickException(f"--record {record}: {error.strerror}") from None
-        screen = _Screen(Console(highlight=False, emoji=False, markup=False), recorder)
+        console = Console(highlight=False, emoji=False, markup=False)
+        screen = _Screen(console, recorder, FEATURE_NAMES[device])
         try:
             trio.run(_serve, listen_at, connect_to, Side.BACKEND if client else Side.FRONTEND, screen, bending)
         except* VhostUserError as errors:
-            raise click.ClickException("; ".join(map(str, errors.exceptions))) from None
+            raise click.ClickException(str(first_of(errors))) from None
         except* SystemExit:  # nobody reads any more what the console prints: that is an end, too
             pass
         except* OSError as errors:
-            raise click.ClickException(f"cannot write: {errors.exceptions[0]}") from None
+            raise click.ClickException(f"cannot write: {first_of(errors)}") from None
 
 
 async def _serve(listen_at: str, connect_to: str, listening: Side, screen: _Screen, bending: Bending) -> None:
@@ -148,9 +153,10 @@ async def _serve(listen_at: str, connect_to: str, listening: Side, screen: _Scre
 class _Screen:
     """Prints what goes through, in colours where a terminal shows it, and records it if there is a recorder."""
 
-    def __init__(self, console: Console, recorder: Recorder | None) -> None:
+    def __init__(self, console: Console, recorder: Recorder | None, names: FeatureNames) -> None:
         self._console = console
         self._recorder = recorder
+        self._names = names
 
     def show(self, event: Began | Passed | Ended) -> None:
         """Show and record an event."""
@@ -178,7 +184,7 @@ class _Screen:
         text = Text()
         text.append(f"{said.side.value:{_SIDE_WIDTH}} {arrow} ", colour)
         text.append(name_of(said), f"bold {colour}")
-        for words in (values_of(said), header_of(said)):
+        for words in (values_of(said, self._names), header_of(said)):
             text.append(f" {words}" if words else "")
         if said.fds:
             text.append(f" with {', '.join(map(descriptor_in_words, said.fds))}", "dim")
@@ -186,7 +192,10 @@ class _Screen:
         for words in said.bent:
             self._print(None, Text(f"~ bent: {words}", "yellow"))
         for breach in passed.breaches:
-            self._print(None, Text(f"! {breach.rule or 'no rule'}: {breach.text}", "bold red"))
+            self._print(None, Text(f"! {breach.text}", "bold red"))
+            statement = statements().get(breach.rule or "")
+            if statement is not None:
+                self._print(None, Text(f"  {statement.id} ({statement.kind}): {statement.text}", "red"))
 
     def _print(self, time: float | None, text: Text) -> None:
         """A line with its time. What does not fit on a terminal goes on below, behind the time; in a pipe, a line

@@ -6,16 +6,15 @@ Must not know: where the words go. Never raises, however wrong a message is.
 from __future__ import annotations
 
 import fcntl
-from enum import IntFlag
 
 from vhostuser.errors import PayloadError
 from vhostuser.transcript.entries import Descriptor, Kind, Said
 from vhostuser.wire import layouts
-from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import VERSION, HeaderFlags
+from vhostuser.wire.meanings import FeatureNames, meaning
 from vhostuser.wire.messages import U64, MemoryRegion, MemoryTable, Payload, SingleRegion, VringFd
-from vhostuser.wire.requests import Direction, Reply, spec_of
 from vhostuser.wire.requests import FrontendRequest as R
+from vhostuser.wire.requests import Reply, spec_of
 
 REPLY, ACK = "reply", "ack"
 """Kinds of answers."""
@@ -25,7 +24,6 @@ _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 _SHOWN_BYTES = 32
 _SHOWN_IN_DECIMAL = 4096
 _FEATURES = frozenset({R.GET_FEATURES, R.SET_FEATURES})
-_PROTOCOL_FEATURES = frozenset({R.GET_PROTOCOL_FEATURES, R.SET_PROTOCOL_FEATURES})
 
 
 def payload_of(said: Said) -> Payload | bytes | None:
@@ -56,19 +54,22 @@ def kind_of(answer: Said) -> str:
     return REPLY
 
 
-def values_of(said: Said) -> str:
-    """Its payload in words; empty for none."""
+def values_of(said: Said, names: FeatureNames = ()) -> str:
+    """Its payload in words; empty for none.
+
+    Args:
+        said: The message.
+        names: For virtio feature bits, which are numbers without.
+    """
     match payload_of(said):
         case None:
             return ""
         case bytes(data):
             return data[:_SHOWN_BYTES].hex() + ("…" if len(data) > _SHOWN_BYTES else "")
-        case U64(word) if _tells(said, _PROTOCOL_FEATURES):
-            return f"{word:#x} {_names_of(ProtocolFeature, word)}".rstrip()
-        case U64(word) if _tells(said, _FEATURES):
-            return f"{word:#x}"
         case U64(word):
-            return str(word) if word < _SHOWN_IN_DECIMAL else hex(word)
+            meant = _meaning(said, word, names)
+            as_bits = meant is not None or word >= _SHOWN_IN_DECIMAL
+            return (hex(word) if as_bits else str(word)) + (f" ({meant})" if meant else "")
         case MemoryTable(regions):
             return "; ".join(map(_region, regions))
         case SingleRegion(region):
@@ -79,17 +80,14 @@ def values_of(said: Said) -> str:
             return str(payload)
 
 
-def _tells(said: Said, features: frozenset[R]) -> bool:
-    """Whether its value is a word of such features: an acknowledgement's is not."""
-    acknowledges = said.is_reply and kind_of(said) == ACK
-    return said.direction is Direction.FRONTEND and said.request in features and not acknowledges
-
-
-def _names_of(kind: type[IntFlag], word: int) -> str:
-    """The names of the bits that have one, and the rest as a number."""
-    known = [flag for flag in kind if flag & word]
-    rest = word & ~sum(known)
-    return "|".join([*(str(flag.name) for flag in known), *([hex(rest)] if rest else [])])
+def _meaning(said: Said, word: int, names: FeatureNames) -> str | None:
+    """What a word of bits means, as far as its bits have names; None for a number."""
+    spec = spec_of(said.direction, said.request)
+    if spec is None or (said.is_reply and kind_of(said) == ACK):
+        return None
+    if said.request in _FEATURES and not names:
+        return ""
+    return meaning(spec, U64, "value", word, said.is_reply, names) or None
 
 
 def _region(region: MemoryRegion) -> str:
