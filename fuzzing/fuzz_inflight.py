@@ -6,7 +6,7 @@ Input::
     content  u16 size, and so many bytes for the beginning of the region's file
     shape    13 bytes, as ``guest.Shape`` has them: layout, size, position, addresses
     image    u16 size, and so many bytes for the beginning of memory
-    then, for each step, a u8: its kind in the lower three bits, a number in the others
+    then, for each of up to 64 steps, a u8: its kind in the lower three bits, a number in the others
     0        take a burst of up to number + 1 chains, if none is in hand or waits to be published
     1        give so many chains of the burst back
     2        publish
@@ -33,8 +33,10 @@ from vhostuser.errors import PayloadError
 from vhostuser.fds import OwnedFd
 from vhostuser.virtio.inflight import Region, create, part_size
 from vhostuser.virtio.ring import Ring
+from vhostuser.virtio.split import SplitRing
 
 FILE_SIZE = 0x1000
+STEPS = 64
 TAKE, GIVE, PUBLISH, STOP, KEEP, KILL = range(6)
 words = driver.words
 
@@ -61,8 +63,9 @@ def one_input(data: bytes) -> None:
             succession = Succession(shape, region)
         except REFUSED:
             return
-        while feed and succession.recording and not succession.doubled:
-            succession.step(feed.number(1))
+        for word in feed.some(STEPS):
+            if succession.recording and not succession.doubled:
+                succession.step(word)
 
 
 class Succession:
@@ -86,8 +89,12 @@ class Succession:
 
     @property
     def doubled(self) -> bool:
-        """Whether the driver has offered a chain twice."""
-        return len(set(self.unpublished)) < len(self.unpublished)
+        """Whether the driver has offered a chain twice: a split ring's record has one mark for both."""
+        ring = self.ring
+        if not isinstance(ring, SplitRing) or ring.record is None:
+            return False
+        marked = [ring.record.head(ring.published + i) for i in range(ring.record.beyond(ring.published))]
+        return len(set(marked)) < len(marked)
 
     def boot(self) -> Ring:
         """The ring of a new back-end. Raises as a ring's start does."""

@@ -4,7 +4,7 @@ Input::
 
     shape    13 bytes, as ``guest.Shape`` has them: layout, size, position, addresses
     image    u16 size, and so many bytes for the beginning of memory: descriptors, rings, tables
-    then, for each step, a u8: its kind in the lower three bits, a number in the others
+    then, for each of up to 64 steps, a u8: its kind in the lower three bits, a number in the others
     0        take a burst of up to number + 1 chains, if none is in hand
     1        give so many chains of the burst back, and publish
     2        arm
@@ -27,6 +27,7 @@ from fuzzing.guest import EVENT_IDX, IN_ORDER, INDIRECT, PACKED, RAM, REFUSED, S
 from vhostuser.errors import MemoryAccessError
 from vhostuser.virtio.ring import Ring
 
+STEPS = 64
 TAKE, GIVE, ARM, DISARM, WRITE, RESTART, ADOPT = range(7)
 words = driver.words
 
@@ -40,8 +41,9 @@ def one_input(data: bytes) -> None:
         ring = shape.ring()
         with only_its_own(ring):
             ring.start(shape.base)
-        while feed:
-            step(ring, feed)
+        for _ in range(STEPS):
+            if feed:
+                step(ring, feed)
     except REFUSED:
         return
 

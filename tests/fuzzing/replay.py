@@ -24,7 +24,7 @@ from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.packed_record import PackedRecord
 from vhostuser.virtio.primitives import load_u64, store_u64
 from vhostuser.virtio.split import SplitRing
-from vhostuser.wire import layouts
+from vhostuser.wire import dissect, layouts
 
 EXAMPLES = 100
 
@@ -58,6 +58,7 @@ def forget_links(_result: None, record: Any, *_: object) -> None:
 
 MISTAKES: dict[str, Callable[[], None]] = {
     "bytes-reversed": lambda: after(layouts, "build", lambda data, _value: data[::-1]),
+    "nothing-broken": lambda: after(dissect, "faults", lambda *_: []),
     "refusals-committed": lambda: after(
         BackendSession, "_refuse", lambda answer, session, message: (session._commit(message), answer)[1]
     ),
