@@ -236,6 +236,7 @@ _FRONTEND_ROWS = (
         Reply.GATED,
         m.Log,
         gate=P.LOG_SHMFD,
+        refusal=_FAILED,
         note="Peers answer with nothing, a U64 or a Log in the body; the request's own Log suits them all.",
     ),
     RequestSpec(_F.SET_LOG_FD, "Set an eventfd to signal after writes to the dirty log.", None, ONE_FD),
