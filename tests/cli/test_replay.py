@@ -69,14 +69,19 @@ async def test_it_stands_in_for_the_back_end(tmp_path: Path, ends: bool) -> None
     command = [sys.executable, "-m", "vhostuser", "replay", file, str(tmp_path / "s"), "--as", "back-end"]
     with trio.fail_after(DEADLINE), (tmp_path / "out").open("w") as out:
         process = await trio.lowlevel.open_process(command, stdout=out, stderr=subprocess.DEVNULL)
-        async with await connect(tmp_path / "s") as channel:
-            await channel.send(FEATURES.frame())
-            assert (await channel.receive()).payload == OFFER.payload
-            await channel.send(replace(OWNER, flags=9).frame())
-            assert (await channel.receive()).request == R.SET_OWNER
-            if not ends:
-                process.send_signal(signal.SIGINT)
-            assert await process.wait() == 1
+        try:
+            async with await connect(tmp_path / "s") as channel:
+                await channel.send(FEATURES.frame())
+                assert (await channel.receive()).payload == OFFER.payload
+                await channel.send(replace(OWNER, flags=9).frame())
+                if not ends:
+                    await channel.send(FEATURES.frame())
+                    assert (await channel.receive()).payload == OFFER.payload
+                    process.send_signal(signal.SIGINT)
+                assert await process.wait() == 1
+        finally:
+            process.kill()
+            await process.wait()
     lines = (tmp_path / "out").read_text().splitlines()
     assert lines[:3] == ["SET_OWNER (entry 3, entry 2)", "  recorded  SET_OWNER", "  now       SET_OWNER need_reply"]
 

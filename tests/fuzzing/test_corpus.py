@@ -57,7 +57,7 @@ def test_a_message_of_each_row_is_a_legal_one() -> None:
 
 def test_the_conversations_are_those_of_the_transcripts() -> None:
     conversations = list(protocol.conversations())
-    assert len(conversations) == 6
+    assert len(conversations) == 9
     for conversation in conversations:
         assert len(conversation.frames) > 10
         assert all(frame.request in FRONTEND_REQUESTS for frame in conversation.frames)

@@ -22,13 +22,15 @@ from vhostuser.transcript.stand_in import StandIn
 from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import connect, listen
 from vhostuser.wire.codec import encode, encode_ack
+from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import Frame, LentFds
 from vhostuser.wire.messages import U64, Inflight, VringState
 from vhostuser.wire.requests import BackendRequest, Direction, FrontendRequest
 
 R, B = FrontendRequest, BackendRequest
 
-FEATURES, OFFER = asks(R.GET_FEATURES), answers(R.GET_FEATURES, U64(0x17))
+FEATURES, OFFER = asks(R.GET_FEATURES), answers(R.GET_FEATURES, U64(VhostFeature.PROTOCOL_FEATURES))
+REPLY_ACK = asks(R.SET_PROTOCOL_FEATURES, U64(ProtocolFeature.REPLY_ACK))
 OWNER, YES = asks(R.SET_OWNER, None, NEED_REPLY), answers(R.SET_OWNER, U64(0))
 
 
@@ -87,19 +89,22 @@ async def test_another_order_is_told_and_answered_all_the_same(tmp_path: Path) -
         assert len(await play.differences()) == 2
 
 
-async def test_what_was_never_recorded_is_acknowledged_or_refused(tmp_path: Path) -> None:
+async def test_what_was_never_recorded_is_answered_as_by_any_back_end(tmp_path: Path) -> None:
     async with playing(tmp_path / "s", [FEATURES, OFFER, Closed()]) as play:
         async with await connect(play.path) as channel:
-            assert await ask(channel, encode(Direction.FRONTEND, R.SET_OWNER, None, (), True)) == bytes(8)
-            assert await ask(channel, Frame(99, NEED_REPLY)) == bytes(8)
-            assert await ask(channel, encode(Direction.FRONTEND, R.GET_QUEUE_NUM)) == b""
+            await channel.send(REPLY_ACK.frame())
+            assert await ask(channel, OWNER.frame()) == bytes(8)
+            assert await ask(channel, Frame(99, NEED_REPLY)) == b"\1" + bytes(7)
+            assert await ask(channel, asks(R.GET_VRING_BASE, VringState(3, 0)).frame()) == b"\3" + bytes(7)
             assert await ask(channel, FEATURES.frame()) == OFFER.payload
-        assert [difference.one for difference in await play.differences()] == ["-"] * 3
+        assert [difference.one for difference in await play.differences()] == ["-"] * 4
 
 
 async def test_an_acknowledgement_comes_where_it_is_asked_for(tmp_path: Path) -> None:
-    async with playing(tmp_path / "s", [OWNER, YES, FEATURES, OFFER, asks(R.SET_FEATURES, U64(0)), Closed()]) as play:
+    entries: list[Entry] = [REPLY_ACK, OWNER, YES, FEATURES, OFFER, asks(R.SET_FEATURES, U64(0)), Closed()]
+    async with playing(tmp_path / "s", entries) as play:
         async with await connect(play.path) as channel:
+            await channel.send(REPLY_ACK.frame())
             await channel.send(Frame(R.SET_OWNER, 1))
             assert await ask(channel, FEATURES.frame()) == OFFER.payload
             assert await ask(channel, encode(Direction.FRONTEND, R.SET_FEATURES, U64(0), (), True)) == bytes(8)

@@ -85,7 +85,7 @@ def _present(recorded: Mapping[int, Exchange], performance: Performance, numbers
     answers: defaultdict[int, list[Said]] = defaultdict(list)
     for heard in performance.heard:
         if not heard.own_channel:
-            answers[numbers[heard.after]].append(_said(heard))
+            answers[numbers[heard.after if heard.answers is None else heard.answers]].append(_said(heard))
     return {number: replace(exchange, asked=replace(exchange.asked, answer=None), answers=tuple(answers[number]))
             for number, exchange in recorded.items()}  # fmt: skip
 

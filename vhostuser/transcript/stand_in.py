@@ -4,8 +4,8 @@ Must not know: what anybody makes of what the front-end says.
 
 How: for each message of the front-end the next one like it, of the same request and ring, is looked for in the
 recording, and answered as there; what the back-end asked by itself after that follows on its own channel. A message
-that the recording has no more is answered as the last one like it, and one that it never had is acknowledged, or
-refused where an answer would need a value: no front-end has to wait for ever. Rings are not served.
+that the recording has no more is answered as the last one like it, and one that it never had as any back-end would
+(``answers``): no front-end has to wait for ever. Rings are not served.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from contextlib import suppress
 import trio
 
 from vhostuser.errors import ConnectionClosedError, FramingError, VhostUserError
+from vhostuser.session.backend import Offer
+from vhostuser.transcript.answers import Answers
 from vhostuser.transcript.descriptors import Props, can_be_channel
 from vhostuser.transcript.entries import Closed, Entry, Said, Side, Transcript
 from vhostuser.transcript.exchanges import Exchange, Key, exchanges, is_traffic
@@ -25,9 +27,12 @@ from vhostuser.transcript.names import Names
 from vhostuser.transcript.wording import ACK, kind_of
 from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import Endpoint
-from vhostuser.wire.codec import encode_ack, encode_refusal
-from vhostuser.wire.frames import Frame, HeaderFlags, LentFds
-from vhostuser.wire.requests import FRONTEND_REQUESTS, Direction, FrontendRequest, Reply
+from vhostuser.wire.features import ProtocolFeature
+from vhostuser.wire.frames import Frame, LentFds
+from vhostuser.wire.requests import Direction, FrontendRequest
+
+_EVERYTHING = (1 << 64) - 1  # until the recording tells
+_ALL_RINGS = 256
 
 
 class StandIn:
@@ -49,6 +54,7 @@ class StandIn:
         self.heard: list[Entry] = []
         self._parts = list(_parts(transcript.entries))
         self._known = {exchange.key: exchange for part in self._parts for exchange in part.exchanges}
+        self._answers = Answers(Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
 
     async def serve(self, endpoint: Endpoint) -> None:
         """Play to the front-ends that come, until the recording is at its end."""
@@ -57,8 +63,9 @@ class StandIn:
                 channel = await endpoint.next_channel()
                 if channel is None:
                     return
+                self._answers.connect()
                 async with channel:
-                    await _Scene(part, self._known, channel, names, props, self.heard).play()
+                    await _Scene(part, self._known, self._answers, channel, names, props, self.heard).play()
 
 
 class _Part:
@@ -97,6 +104,7 @@ class _Scene:
         self,
         part: _Part,
         known: Mapping[Key, Exchange],
+        answers: Answers,
         channel: Channel,
         names: Names,
         props: Props,
@@ -104,6 +112,7 @@ class _Scene:
     ) -> None:
         self._part = part
         self._known = known
+        self._answers = answers
         self._channel = channel
         self._names = names
         self._props = props
@@ -132,8 +141,8 @@ class _Scene:
         self._heard.append(said)
         if said.request == FrontendRequest.SET_BACKEND_REQ_FD:
             self._open_own_channel(frame, nursery)
-        for answer in self._answers(said):
-            await self._channel.send(answer)
+        for reply in self._replies(said, frame):
+            await self._channel.send(reply)
         while self._own is not None and self._part.own and self._part.own[0][0] <= self._at:
             asked = self._part.own.pop(0)[1]
             self._heard.append(asked)
@@ -145,19 +154,15 @@ class _Scene:
         fds = self._names.describe(direction, frame)
         return Said(Side.FRONTEND, frame.request, frame.flags, frame.payload, fds=fds, own_channel=own_channel)
 
-    def _answers(self, said: Said) -> Iterator[Frame]:
+    def _replies(self, said: Said, frame: Frame) -> Iterator[Frame]:
+        """What is recorded, and where nothing is, what any back-end says; an acknowledgement if one is asked for."""
+        other = self._answers.to(frame)
         exchange = self._like(said)
-        acknowledge = bool(said.flags & HeaderFlags.NEED_REPLY)
-        spec = FRONTEND_REQUESTS.get(said.request)
-        if exchange is None and spec is not None and spec.reply is Reply.ALWAYS:
-            yield encode_refusal(spec)
-            return
-        answers = exchange.answers if exchange else ()
-        for answer in answers:
-            if acknowledge or kind_of(answer) != ACK:
-                yield self._frame(answer)
-        if acknowledge and not answers:
-            yield encode_ack(said.request, 0)
+        answers = exchange.answers if exchange is not None else ()
+        recorded = [answer for answer in answers if frame.need_reply or kind_of(answer) != ACK]
+        for answer in recorded or filter(None, [other]):
+            self._answers.stick_to(answer)
+            yield self._frame(answer)
 
     def _like(self, said: Said) -> Exchange | None:
         """The recorded exchange that a message is answered by."""
