@@ -37,6 +37,7 @@ LAYERS: dict[str, set[str]] = {
     "cli": {
         *("", "errors", "fds", "limits", "privileges", "edition"),
         *("device", "devices", "transport", "runtime", "virtio", "wire"),
+        *("conformance", "transcript"),
     },
     "__init__": {"edition"},
     "__main__": {"cli"},

@@ -149,12 +149,17 @@ def _verdict(result: Result, statement: Statement) -> Verdict:
 
 def show_row(console: Console, row: Row) -> None:
     """A statement's verdict in a line, and in more what there is to say."""
-    line = Text.assemble((f"{row.verdict.value:18}", _STYLES[row.verdict]), f"{row.statement.id:18}", row.statement.text)
-    if row.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE):
-        line.append(f" ({row.findings[0].text})" if row.told else "")
-        console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
-        return
+    line = Text.assemble(
+        (f"{row.verdict.value:18}", _STYLES[row.verdict]), f"{row.statement.id:18}", row.statement.text
+    )
+    short = row.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE)
+    if short and row.told:
+        line.append(f" ({row.told[0].text})")
+    if short and console.is_terminal:
+        line.truncate(console.width, overflow="ellipsis")
     console.print(line, soft_wrap=True)
+    if short:
+        return
     for finding in row.told:
         console.print(Text(f"    {finding.check}: {finding.text}"), soft_wrap=True)
         if finding.quirk:
@@ -216,7 +221,11 @@ def as_junit(report: Report, peer: str) -> str:
     for row in report.rows:
         area = row.statement.id.rpartition("-")[0]
         case = ElementTree.SubElement(
-            suite, "testcase", classname=area, name=f"{row.statement.id} {row.statement.text}", time=f"{row.seconds:.3f}"
+            suite,
+            "testcase",
+            classname=area,
+            name=f"{row.statement.id} {row.statement.text}",
+            time=f"{row.seconds:.3f}",
         )
         if row.verdict is not Verdict.PASS:
             kind = "failure" if row.verdict is Verdict.FAIL else "skipped"
