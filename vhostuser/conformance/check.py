@@ -43,10 +43,12 @@ class Offer:
     Attributes:
         virtio: The word of GET_FEATURES.
         protocol: The word of GET_PROTOCOL_FEATURES, 0 where there is no such request.
+        echo: Whether what a driver sends comes back to it: of network devices, what their port does.
     """
 
     virtio: int
     protocol: int
+    echo: bool = True
 
     def missing(self, *needs: IntFlag) -> list[str]:
         """Names of the features, of either kind, that are needed and not offered."""
@@ -69,6 +71,8 @@ class Check:
         run: The function.
         needs: Features, virtio's and the protocol's, without which it says nothing.
         devices: Names of the devices that it is for; none: any device.
+        echo: Whether it sees what a driver sent come back (:attr:`Offer.echo`).
+        slow: Whether it waits for half a minute, so that it had better begin first.
     """
 
     name: str
@@ -76,20 +80,26 @@ class Check:
     run: Callable[[Probe], Awaitable[None]]
     needs: tuple[IntFlag, ...] = ()
     devices: tuple[str, ...] = ()
+    echo: bool = False
+    slow: bool = False
 
 
 _register: dict[str, Check] = {}
 
 
 def checks(
-    *statements: str, needs: tuple[IntFlag, ...] = (), devices: tuple[str, ...] = ()
+    *statements: str,
+    needs: tuple[IntFlag, ...] = (),
+    devices: tuple[str, ...] = (),
+    echo: bool = False,
+    slow: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function as a check; the arguments are as for :class:`Check`."""
 
     def register(function: Function) -> Function:
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         assert name not in _register, name
-        _register[name] = Check(name, statements, function, needs, devices)
+        _register[name] = Check(name, statements, function, needs, devices, echo, slow)
         return function
 
     return register

@@ -45,10 +45,12 @@ class Patience:
     Attributes:
         answer: For an answer, a closing, a used chain: a back-end that takes longer is taken for one that hangs.
         silence: For what must not happen; the longer, the surer.
+        limit: For what a back-end may put up with for a while, such as a message that does not end.
     """
 
     answer: float = 3.0
     silence: float = 0.1
+    limit: float = 40.0
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,24 @@ class Connection:
         except FramingError as error:
             raise Violation(f"{_told(frame)}: {error}") from None
 
+    async def send_joined(self, *frames: Frame) -> None:
+        """Send frames without descriptors as one piece."""
+        for frame in frames:
+            self._record.frame(Side.FRONTEND, frame)
+        try:
+            await self.channel.send_bytes(b"".join(frame.encode() for frame in frames), LentFds(()))
+        except ConnectionClosedError:
+            self._ended(Side.BACKEND)
+            raise Violation("the connection was closed before anything could be sent") from None
+
+    async def send_raw(self, data: bytes, fds: LentFds) -> None:
+        """Send what is no frame, its descriptors on the first byte; it is not in the record."""
+        try:
+            await self.channel.send_bytes(data, fds)
+        except ConnectionClosedError:
+            self._ended(Side.BACKEND)
+            raise Violation("the connection was closed before all of it could be sent") from None
+
     async def hear(self, expected: str) -> Frame:
         """The next frame. Raises Violation if none comes; `expected` is for its text."""
         frame = await self._next(self._patience.answer)
@@ -218,10 +238,10 @@ class Connection:
         elif not self.closed:
             raise Violation(f"{_told(frame)}: expected a refusal or the end, but {self._what_instead()}")
 
-    async def closes(self, frame: Frame | None = None, *, cut: int | None = None) -> None:
+    async def closes(self, frame: Frame | None = None) -> None:
         """The back-end has to close the connection, after a frame if there is one."""
         if frame is not None:
-            await self.send(frame, cut=cut)
+            await self.send(frame)
         told = _told(frame) if frame else "the connection"
         answer = await self._next(self._patience.silence)
         if answer is None and not self.closed:
@@ -232,10 +252,25 @@ class Connection:
         if not self.closed:
             raise Violation(f"{told}: expected the back-end to close, but it does not in {self._patience.answer:g} s")
 
+    async def closes_in_time(self, what: str) -> None:
+        """The back-end has to close the connection without being asked anything more, within the time for that."""
+        answer = await self._next(self._patience.limit)
+        if not self.closed:
+            instead = f"{answer} came" if answer else f"it does not in {self._patience.limit:g} s"
+            raise Violation(f"{what}: expected the back-end to close, but {instead}")
+
     async def ignored(self, frame: Frame) -> None:
         """Send a frame that must not be answered; the connection lives on."""
         await self.send(frame)
         await self.talks(frame)
+
+    async def unanswered(self, frame: Frame) -> None:
+        """Send a frame that must not be answered for now."""
+        await self.send(frame)
+        if (answer := await self._next(self._patience.silence)) is not None:
+            raise Violation(f"{_told(frame)}: expected nothing for now, came {answer}")
+        if self.closed:
+            raise Violation(f"{_told(frame)}: expected nothing for now, but the connection was closed")
 
     async def talks(self, after: Frame | None = None) -> Frame:
         """The next thing that comes is the answer to a question that is asked now."""

@@ -32,11 +32,13 @@ class Job:
     Attributes:
         readable, writable: Its buffers.
         done: Called with the number of bytes that the device says it has written. Raises Violation.
+        sent: What it sends; what comes back has a header before it.
     """
 
     readable: Sequence[Buffer]
     writable: Sequence[Buffer]
     done: Callable[[int], None]
+    sent: bytes = b""
 
 
 class Device(ABC):
@@ -48,6 +50,9 @@ class Device(ABC):
         ring: On which of them it is given work.
         writes: Whether the chains of that ring have something for the device to write.
         features: Virtio features without which the driver does not work.
+        echo: On which ring what was sent may come back (:attr:`Offer.echo <vhostuser.conformance.check.Offer.echo>`);
+            None for devices that send nothing.
+        header_size: Bytes before what is sent, and before what comes back.
     """
 
     name: str
@@ -55,6 +60,8 @@ class Device(ABC):
     ring: int
     writes: bool
     features = int(NetFeature.VERSION_1)
+    echo: int | None = None
+    header_size = 0
 
     @abstractmethod
     def job(self, memory: GuestRam, number: int = 0, region: int = 0) -> Job:
@@ -78,6 +85,7 @@ class Net(Device):
     rings = 2
     ring = 1
     writes = False
+    echo = 0
     header_size = 12
 
     def job(self, memory: GuestRam, number: int = 0, region: int = 0) -> Job:
@@ -85,7 +93,7 @@ class Net(Device):
         data = bytes(self.header_size) + self.frame(number)
         address = memory.alloc(len(data), region=region)
         memory.write(address, data)
-        return Job([(address, len(data))], [], self._sent)
+        return Job([(address, len(data))], [], self._sent, data[self.header_size :])
 
     def frame(self, number: int) -> bytes:
         """An Ethernet frame whose length and bytes follow from its number."""
@@ -94,7 +102,7 @@ class Net(Device):
 
     def buffers(self, ring: int) -> int:
         """For frames to receive."""
-        return 2048 if ring == 0 else 0
+        return 0 if ring % 2 else 2048
 
     @staticmethod
     def _sent(written: int) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vhostuser.conformance.memory import RecordedRam
     from vhostuser.conformance.record import Record
     from vhostuser.frontend.memory import RamRegion
-    from vhostuser.frontend.rings import DriverQueue, Used
+    from vhostuser.frontend.rings import Buffer, DriverQueue, Used
 
 R = FrontendRequest
 _LOOK = 0.001  # seconds between two looks
@@ -73,6 +73,7 @@ class Driver:
         self._patience = patience
         self._jobs: dict[tuple[int, int], Job] = {}
         self._number = 0
+        self._posted: dict[tuple[int, int], Buffer] = {}
 
     @property
     def work(self) -> DriverRing | PackedDriverRing:
@@ -167,7 +168,8 @@ class Driver:
         """Make the buffers available that a ring has from the beginning."""
         if length := self.device.buffers(ring.index):
             for _ in range(min(_POSTED, ring.size)):
-                ring.add(writable=[(self.memory.alloc(length), length)])
+                buffer = (self.memory.alloc(length), length)
+                self._posted[ring.index, ring.add(writable=[buffer])] = buffer
 
     async def enable(self, ring: DriverQueue, enable: bool = True) -> None:
         """Enable or disable a ring, where there is a request for it."""
@@ -244,6 +246,51 @@ class Driver:
         self.kick(ring)
         if await self.until(lambda: ring.has_used, within=self._patience.silence):
             raise Violation(f"vring {ring.index} is worked on: chains were used that should have stayed")
+
+    async def effective(self) -> None:
+        """Show that the ring for work is enabled: what is sent on it comes back, or what is asked for is done."""
+        if self.device.echo is None:
+            await self.served()
+            return
+        frame = await self._sent()
+        received: list[bytes] = []
+
+        def back() -> bool:
+            received.extend(self.received())
+            return frame in received
+
+        if not await self.until(back):
+            raise Violation(f"vring {self.device.ring}: what was sent did not come back in {self._patience.answer:g} s")
+
+    async def without_effect(self) -> None:
+        """Show that the ring for work is disabled: what is sent on it is thrown away, or nothing is done."""
+        if self.device.echo is None:
+            self.give()
+            await self.left_alone()
+            return
+        frame = await self._sent()
+        if await self.until(lambda: frame in self.received(), within=self._patience.silence):
+            raise Violation(f"vring {self.device.ring}: what was sent while it was disabled came back")
+
+    async def _sent(self) -> bytes:
+        head = self.give()
+        frame = self._jobs[self.device.ring, head].sent
+        self.kick(self.work)
+        await self.used(1)
+        return frame
+
+    def received(self) -> list[bytes]:
+        """What came back since this was asked last, without headers; the buffers are posted again."""
+        assert self.device.echo is not None
+        ring = self.rings[self.device.echo]
+        frames = []
+        for used in self.collect(ring):
+            address, length = buffer = self._posted.pop((ring.index, used.head))
+            frames.append(self.memory.read(address, min(used.written, length))[self.device.header_size :])
+            self._posted[ring.index, ring.add(writable=[buffer])] = buffer
+        if frames:
+            self.kick(ring)
+        return frames
 
     async def until(self, true: Callable[[], bool], within: float | None = None) -> bool:
         """Wait until something is true, as long as for an answer unless told otherwise; whether it came true."""

@@ -10,6 +10,8 @@ import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from vhostuser.conformance.check import NotApplicable, Offer, Violation
 from vhostuser.conformance.connection import Connection, Patience
 from vhostuser.conformance.driver import Driver
@@ -52,6 +54,7 @@ class Probe:
         self.patience = patience
         self.record = Record()
         self._kept = ExitStack()
+        self._owned: dict[int, OwnedFd] = {}
         self._connections: list[Connection] = []
 
     def needs(self, *features: IntFlag) -> None:
@@ -80,20 +83,24 @@ class Probe:
         self._connections.append(connection)
         return connection
 
-    async def negotiated(self, virtio: int | None = None, protocol: ProtocolFeature = PROTOCOL) -> Connection:
+    async def negotiated(
+        self, virtio: int | None = None, protocol: ProtocolFeature = PROTOCOL, *, by_one: bool = True
+    ) -> Connection:
         """A connection with a session begun and features acknowledged.
 
         Args:
             virtio: The features of the driver, as far as they are offered; None: what the device needs.
                 PROTOCOL_FEATURES is added.
             protocol: Protocol features, as far as they are offered.
+            by_one: Acknowledge PROTOCOL_FEATURES, so that rings are enabled one by one.
         """
         connection = await self.connect()
         await connection.accepted(FrontendRequest.SET_OWNER)
         if self.offer.virtio & VhostFeature.PROTOCOL_FEATURES:
             await connection.accepted(FrontendRequest.SET_PROTOCOL_FEATURES, U64(self.offer.protocol & protocol))
         wanted = self.device.features if virtio is None else virtio
-        wanted |= VhostFeature.PROTOCOL_FEATURES
+        if by_one:
+            wanted |= VhostFeature.PROTOCOL_FEATURES
         await connection.accepted(FrontendRequest.SET_FEATURES, U64(wanted & self.offer.virtio))
         return connection
 
@@ -105,6 +112,7 @@ class Probe:
         start: bool = True,
         enable: bool = True,
         size: int = 64,
+        by_one: bool = True,
         **memory: Any,
     ) -> Driver:
         """A driver whose memory was told, and whose rings run.
@@ -115,9 +123,10 @@ class Probe:
             start: Whether rings are made and started.
             enable: Whether they are enabled, too.
             size: Descriptors of each ring.
+            by_one: As for :meth:`negotiated`.
             **memory: As for :meth:`memory`.
         """
-        connection = await self.negotiated(self.device.features | virtio, protocol)
+        connection = await self.negotiated(self.device.features | virtio, protocol, by_one=by_one)
         driver = self.drive(connection, self.memory(**memory))
         await driver.tell_memory()
         if start:
@@ -167,9 +176,27 @@ class Probe:
         """An open file."""
         return self.keep(os.open(path, flags | os.O_CLOEXEC), path)
 
+    async def hung_up(self, fd: int) -> bool:
+        """Whether nobody has the other end of a pipe or a socket any more, or lets go of it in time."""
+        with trio.move_on_after(self.patience.answer):
+            while True:
+                await trio.lowlevel.wait_readable(fd)
+                try:
+                    if not os.read(fd, 4096):
+                        return True
+                except BlockingIOError:
+                    continue
+                except ConnectionResetError:
+                    return True
+        return False
+
+    def drop(self, fd: int) -> None:
+        """Close a descriptor before the check is over."""
+        self._owned.pop(fd).close()
+
     def keep(self, fd: int, name: str) -> int:
         """Own a descriptor until the check is over, under a name for the record."""
-        self._kept.enter_context(OwnedFd(fd))
+        self._owned[fd] = self._kept.enter_context(OwnedFd(fd))
         self.record.name(fd, name)
         return fd
 

@@ -9,6 +9,7 @@ and mappings than before.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from vhostuser.peer.footprint import Footprint
     from vhostuser.transcript.entries import Transcript
 
-TIME = 30.0
+log = logging.getLogger(__name__)
+
+TIME = 90.0
 """Seconds that a check may take, all its waits together."""
 _LOOK = 0.01
 
@@ -70,11 +73,24 @@ async def offer_of(target: Target, device: Device, patience: Patience) -> Offer:
         try:
             connection = await probe.connect()
             virtio = await connection.value(FrontendRequest.GET_FEATURES)
-            if not virtio & VhostFeature.PROTOCOL_FEATURES:
-                return Offer(virtio, 0)
-            return Offer(virtio, await connection.value(FrontendRequest.GET_PROTOCOL_FEATURES))
+            protocol = 0
+            if virtio & VhostFeature.PROTOCOL_FEATURES:
+                protocol = await connection.value(FrontendRequest.GET_PROTOCOL_FEATURES)
+            probe.offer = Offer(virtio, protocol)
+            return Offer(virtio, protocol, await _echoes(probe))
         finally:
             probe.close()
+
+
+async def _echoes(probe: Probe) -> bool:
+    """Whether what a driver sends comes back to it."""
+    if probe.device.echo is None:
+        return False
+    try:
+        await (await probe.driver()).effective()
+    except VhostUserError:
+        return False
+    return True
 
 
 async def run_checks(
@@ -105,7 +121,7 @@ async def run_checks(
             told(await run_check(target, check, device, offer, patience))
 
     async with trio.open_nursery() as nursery:
-        for check in checks:
+        for check in sorted(checks, key=lambda check: not check.slow):
             nursery.start_soon(run, check)
 
 
@@ -115,6 +131,8 @@ async def run_check(target: Target, check: Check, device: Device, offer: Offer, 
         return Result(check, Outcome.NOT_APPLICABLE, f"for {' and '.join(check.devices)} devices")
     if missing := offer.missing(*check.needs):
         return Result(check, Outcome.NOT_APPLICABLE, f"{', '.join(missing)} not offered")
+    if check.echo and not offer.echo:
+        return Result(check, Outcome.NOT_APPLICABLE, "what is sent does not come back")
     begin = trio.current_time()
     async with target.back_end() as back_end:
         result = await _run_at(back_end, check, device, offer, patience)
@@ -151,6 +169,9 @@ async def _carried_out(check: Check, probe: Probe) -> str:
             raise
         except VhostUserError as violation:
             return str(violation)
+        except Exception as error:  # a check's own fault must not end the run
+            log.exception("%s", check.name)
+            return f"the check itself is broken: {error!r}"
         return ""
     return f"not done after {TIME:g} s"
 
