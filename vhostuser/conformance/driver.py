@@ -140,6 +140,11 @@ class Driver:
             log=log or 0,
         )
 
+    def make_rings(self, size: int = 64) -> None:
+        """Make and fill all rings of the device, not told to anybody."""
+        for index in range(self.device.rings):
+            self.post(self.make_ring(index, size))
+
     async def set_up(self, ring: DriverQueue, *, log: int | None = None) -> None:
         """Tell all of a ring but what starts it."""
         ask, index = self.connection.accepted, ring.index
@@ -149,20 +154,28 @@ class Driver:
         await ask(R.SET_VRING_ERR, VringFd(index), [ring.err_fd.fileno()])
         await ask(R.SET_VRING_CALL, VringFd(index), [ring.call_fd.fileno()])
 
+    async def go(self, ring: DriverQueue) -> None:
+        """Start a ring that is set up."""
+        await self.connection.accepted(R.SET_VRING_KICK, VringFd(ring.index), [ring.kick_fd.fileno()])
+
     async def start(self, ring: DriverQueue, *, enable: bool = True, log: int | None = None) -> None:
         """Tell a ring, start it, enable it if asked to, and kick it, as the specification has it."""
         await self.set_up(ring, log=log)
-        await self.connection.accepted(R.SET_VRING_KICK, VringFd(ring.index), [ring.kick_fd.fileno()])
+        await self.go(ring)
         if enable:
             await self.enable(ring)
         self.kick(ring)
 
     async def start_all(self, *, enable: bool = True, size: int = 64) -> None:
         """Make, fill and start all rings of the device."""
-        for index in range(self.device.rings):
-            ring = self.make_ring(index, size)
-            self.post(ring)
+        self.make_rings(size)
+        for ring in self.rings.values():
             await self.start(ring, enable=enable)
+
+    async def stop_all(self) -> None:
+        """Stop all rings."""
+        for ring in self.rings.values():
+            await self.stop(ring)
 
     def post(self, ring: DriverQueue) -> None:
         """Make the buffers available that a ring has from the beginning."""
@@ -283,10 +296,11 @@ class Driver:
         """What came back since this was asked last, without headers; the buffers are posted again."""
         assert self.device.echo is not None
         ring = self.rings[self.device.echo]
-        frames = []
-        for used in self.collect(ring):
-            address, length = buffer = self._posted.pop((ring.index, used.head))
-            frames.append(self.memory.read(address, min(used.written, length))[self.device.header_size :])
+        # their heads are free again: all buffers are taken out before one is posted under another's head
+        done = [(self._posted.pop((ring.index, used.head)), used.written) for used in self.collect(ring)]
+        skipped = self.device.header_size
+        frames = [self.memory.read(address, min(written, length))[skipped:] for (address, length), written in done]
+        for buffer, _ in done:
             self._posted[ring.index, ring.add(writable=[buffer])] = buffer
         if frames:
             self.kick(ring)

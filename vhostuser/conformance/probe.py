@@ -26,6 +26,7 @@ from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from enum import IntFlag
 
     from vhostuser.conformance.devices import Device
@@ -113,6 +114,7 @@ class Probe:
         enable: bool = True,
         size: int = 64,
         by_one: bool = True,
+        layout: Sequence[tuple[int, int]] = (),
         **memory: Any,
     ) -> Driver:
         """A driver whose memory was told, and whose rings run.
@@ -124,10 +126,11 @@ class Probe:
             enable: Whether they are enabled, too.
             size: Descriptors of each ring.
             by_one: As for :meth:`negotiated`.
+            layout: Begin and size of each memory region, if not the usual ones.
             **memory: As for :meth:`memory`.
         """
         connection = await self.negotiated(self.device.features | virtio, protocol, by_one=by_one)
-        driver = self.drive(connection, self.memory(**memory))
+        driver = self.drive(connection, self.memory(*layout, **memory))
         await driver.tell_memory()
         if start:
             await driver.start_all(enable=enable, size=size)
@@ -175,6 +178,11 @@ class Probe:
     def open(self, path: str, flags: int = os.O_RDONLY) -> int:
         """An open file."""
         return self.keep(os.open(path, flags | os.O_CLOEXEC), path)
+
+    def signal(self, fd: int, value: int = 1) -> None:
+        """Add a number to an eventfd that was passed, as who kicks does."""
+        self.record.signalled(fd)
+        os.eventfd_write(fd, value)
 
     async def hung_up(self, fd: int) -> bool:
         """Whether nobody has the other end of a pipe or a socket any more, or lets go of it in time."""

@@ -6,7 +6,18 @@ from vhostuser.conformance.checks import (
     negotiation,
     payloads,
     replies,
+    ring_descriptors,
+    ring_values,
     rings,
 )
 
-__all__ = ["descriptors", "framing", "negotiation", "payloads", "replies", "rings"]
+__all__ = [
+    "descriptors",
+    "framing",
+    "negotiation",
+    "payloads",
+    "replies",
+    "ring_descriptors",
+    "ring_values",
+    "rings",
+]
