@@ -99,6 +99,12 @@ class Driver:
         table = MemoryTable(tuple(map(self.told, self.memory.regions)))
         await self.connection.accepted(R.SET_MEM_TABLE, table, self.memory.fds())
 
+    def move(self, memory: RecordedRam) -> None:
+        """Go on in other memory, which has the same content at the same places; it is not told yet."""
+        self.memory = memory
+        for ring in self.rings.values():
+            ring.memory = memory
+
     async def add_region(self, region: RamRegion) -> None:
         """Tell one more region."""
         await self.connection.accepted(R.ADD_MEM_REG, SingleRegion(self.told(region)), [region.fd.fileno()])

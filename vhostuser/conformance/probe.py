@@ -5,6 +5,8 @@ Must not know: which statement is at stake.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 from contextlib import ExitStack
@@ -183,6 +185,16 @@ class Probe:
         """Add a number to an eventfd that was passed, as who kicks does."""
         self.record.signalled(fd)
         os.eventfd_write(fd, value)
+
+    def unmapped(self, fd: int) -> bool:
+        """Whether nobody has a file in memory mapped for writing; if so it is sealed, and nobody can any more."""
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
 
     async def hung_up(self, fd: int) -> bool:
         """Whether nobody has the other end of a pipe or a socket any more, or lets go of it in time."""

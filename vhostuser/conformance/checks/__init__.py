@@ -3,21 +3,29 @@
 from vhostuser.conformance.checks import (
     descriptors,
     framing,
+    memory,
+    multiqueue,
     negotiation,
     payloads,
     replies,
+    resets,
     ring_descriptors,
     ring_values,
     rings,
+    slots,
 )
 
 __all__ = [
     "descriptors",
     "framing",
+    "memory",
+    "multiqueue",
     "negotiation",
     "payloads",
     "replies",
+    "resets",
     "ring_descriptors",
     "ring_values",
     "rings",
+    "slots",
 ]
