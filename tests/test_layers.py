@@ -29,11 +29,15 @@ LAYERS: dict[str, set[str]] = {
     "peer": {"errors", "fds"},
     "transcript": {"errors", "fds", "limits", "wire", "session", "transport"},
     "fuzz": {"errors", "fds", "limits", "wire", "session", "transport", "transcript", "peer"},
+    "conformance": {
+        *("errors", "fds", "limits", "wire", "session", "transport"),
+        *("transcript", "peer", "frontend"),
+    },
     "runtime": {"errors", "fds", "limits", "wire", "virtio", "session", "transport", "device"},
     "cli": {
         *("", "errors", "fds", "limits", "privileges", "edition"),
         *("device", "devices", "transport", "runtime", "virtio", "wire"),
-        *("frontend", "fuzz", "peer", "session", "transcript"),
+        *("conformance", "frontend", "fuzz", "peer", "session", "transcript"),
     },
     "__init__": {"edition"},
     "__main__": {"cli"},
@@ -42,7 +46,7 @@ LAYERS: dict[str, set[str]] = {
 
 ONLY_IN = {
     "construct": {"wire"},
-    "trio": {"transport", "device", "frontend", "peer", "transcript", "fuzz", "runtime", "cli"},
+    "trio": {"transport", "device", "frontend", "peer", "transcript", "fuzz", "conformance", "runtime", "cli"},
 }
 """Packages of others, and the only ones of ours that may import them. ``devices`` needs no Trio of its own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from vhostuser.limits import Limits
 from vhostuser.privileges import User
 from vhostuser.transport.access import Access
 from vhostuser.virtio.features import VirtioFeature
+
+#: Modules here that have a command each.
+TOOLS = ("conform",)
 
 _VERSION = f"vhostuser {vhostuser.__version__}, data path {edition.name()}"
 
@@ -133,7 +137,24 @@ _FEATURES = Parsed[tuple[int, int]]("+NAME,-NAME", tuple, _feature_change)
 # ---- devices ---------------------------------------------------------------------------------------------------------
 
 
-@click.group(help=__doc__.splitlines()[0] if __doc__ else None, context_settings={"max_content_width": 100})
+class _Programs(click.Group):
+    """Devices, and tools, whose modules are imported when they are asked for: a device starts without them."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The names of all programs."""
+        return sorted([*super().list_commands(context), *TOOLS])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The program of that name."""
+        if name not in TOOLS:
+            return super().get_command(context, name)
+        command: click.Command = import_module(f"vhostuser.cli.{name}").command
+        return command
+
+
+@click.group(
+    cls=_Programs, help=__doc__.splitlines()[0] if __doc__ else None, context_settings={"max_content_width": 100}
+)
 @click.version_option(vhostuser.__version__, message=_VERSION)
 def main() -> None:
     """The programs of vhostuser."""
