@@ -74,6 +74,7 @@ class Driver:
         self._jobs: dict[tuple[int, int], Job] = {}
         self._number = 0
         self._posted: dict[tuple[int, int], Buffer] = {}
+        self._lent: list[Buffer] = []
 
     @property
     def work(self) -> DriverRing | PackedDriverRing:
@@ -189,6 +190,7 @@ class Driver:
             for _ in range(min(_POSTED, ring.size)):
                 buffer = (self.memory.alloc(length), length)
                 self._posted[ring.index, ring.add(writable=[buffer])] = buffer
+                self._lent.append(buffer)
 
     async def enable(self, ring: DriverQueue, enable: bool = True) -> None:
         """Enable or disable a ring, where there is a request for it."""
@@ -221,8 +223,13 @@ class Driver:
         self._number += 1
         job = self.device.job(self.memory, self._number, region)
         head = ring.add(job.readable, job.writable, indirect=indirect)
+        self._lent += job.writable
         self._jobs[ring.index, head] = job
         return head
+
+    def writable(self) -> list[Buffer]:
+        """All buffers that the device was ever given to write to."""
+        return [*self._lent]
 
     def collect(self, ring: DriverQueue | None = None) -> list[Used]:
         """Take back what was used, and look at what the device made of its jobs."""

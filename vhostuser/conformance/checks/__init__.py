@@ -3,6 +3,7 @@
 from vhostuser.conformance.checks import (
     descriptors,
     framing,
+    log,
     memory,
     multiqueue,
     negotiation,
@@ -18,6 +19,7 @@ from vhostuser.conformance.checks import (
 __all__ = [
     "descriptors",
     "framing",
+    "log",
     "memory",
     "multiqueue",
     "negotiation",
