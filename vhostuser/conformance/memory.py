@@ -43,6 +43,12 @@ class RecordedRam(GuestRam):
         self._note(guest_phys_addr, (value & 0xFFFF).to_bytes(2, "little"))
         super().store_u16(guest_phys_addr, value)
 
+    def copy(self, other: RecordedRam) -> None:
+        """Be as other memory of the same layout is: its content, and what is free of it."""
+        for region in other.regions:
+            self.write(region.guest_phys_addr, bytes(region.bytes))
+        self._free = [*other._free]
+
     def watch(self) -> None:
         """From now on notice what others write."""
         self._copies = [bytearray(region.bytes) for region in self.regions]
