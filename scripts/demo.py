@@ -27,7 +27,7 @@ from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic
 from tests.rig.traffic import Host, iperf_mbits
 from tests.rig.uml import Uml
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
 from vhostuser.frontend.guest import UDP_ECHO_PORT, BuiltinGuest
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
@@ -134,7 +134,7 @@ async def serve_builtin(backend: Backend, show: Callable[[], None]) -> None:
     """Run the built-in guest while `show` runs in a thread."""
     guest = BuiltinGuest(bytes.fromhex("525400766802"), IPv4Address(GUEST_ADDRESS))
     with GuestRam() as memory:
-        async with await FrontEnd.connect(backend.socket) as front_end, trio.open_nursery() as nursery:
+        async with connect(backend.socket, negotiate=False) as front_end, trio.open_nursery() as nursery:
             driver = await NetDriver.start(front_end, memory)
             nursery.start_soon(guest.run, driver)
             await trio.to_thread.run_sync(show)

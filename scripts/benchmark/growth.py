@@ -27,7 +27,7 @@ from tests.rig.acceptance import GUEST_ADDRESS, HOST_ADDRESS, PREFIX
 from tests.rig.netns import Netns
 from tests.rig.process import Program
 from tests.rig.testpmd import Testpmd, virtio_user
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
 from vhostuser.frontend.guest import UDP_ECHO_PORT, BuiltinGuest
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
@@ -115,7 +115,7 @@ class _Attached:
 
     async def __aenter__(self) -> _Attached:
         memory = self._stack.enter_context(GuestRam())
-        front_end = await self._stack.enter_async_context(await FrontEnd.connect(self._path))
+        front_end = await self._stack.enter_async_context(connect(self._path, negotiate=False))
         self.driver = await NetDriver.start(front_end, memory)
         self._stack.callback(self.driver.close)
         return self

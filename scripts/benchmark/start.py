@@ -15,7 +15,7 @@ from scripts.benchmark.observe import Link
 from scripts.benchmark.runs import Measurement, Metric, Values
 from scripts.benchmark.subjects import TAP, DpdkBackEnd, Ours, Start, Subject
 from tests.rig.netns import Netns
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
 from vhostuser.frontend.guest import ethernet
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
@@ -52,7 +52,7 @@ async def _send_first(subject: Subject, link: Link) -> float:
     assert subject.socket is not None
     before = link.packets().rx
     with GuestRam() as memory:
-        async with await FrontEnd.connect(subject.socket) as front_end:
+        async with connect(subject.socket, negotiate=False) as front_end:
             driver = await NetDriver.start(front_end, memory)
             try:
                 await driver.send(_FRAME)

@@ -22,7 +22,7 @@ from tests.rig.netns import Netns
 from tests.rig.process import Program
 from vhostuser.cli.commands import DeviceCommand, main
 from vhostuser.devices.net.device import rarp_request
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.limits import Limits
@@ -75,12 +75,12 @@ async def goes_on(backend: Backend, netns: Netns, link: str, pairs: int = 1, hos
     with netns.packet_socket(link) as host, GuestRam() as memory, trio.fail_after(DEADLINE):
         host.settimeout(DEADLINE)
         for mtu in (1400, 1300):
-            async with await FrontEnd.connect(backend.socket) as front_end:
+            async with connect(backend.socket, negotiate=False) as front_end:
                 for number, driver in enumerate(await NetDriver.start_pairs(front_end, memory, pairs)):
                     with closing(driver):
                         await driver.send(frame_of(number))
                         assert host.recv(4096) == frame_of(number)
-            async with await FrontEnd.connect(backend.socket) as front_end:
+            async with connect(backend.socket, negotiate=False) as front_end:
                 await front_end.negotiate(DRIVER_FEATURES | VhostFeature.NET_MTU, LATER)
                 await accepted(front_end, ask(R.SEND_RARP, U64(int.from_bytes(MAC, "little"))))
                 assert host.recv(4096) == rarp_request(MAC)
@@ -107,7 +107,7 @@ async def test_queues_of_a_tap_are_attached_and_detached_without_a_capability(ne
 async def test_without_an_mtu_to_set_nothing_is_kept(netns: Netns) -> None:
     with Backend(netns, options=["-v"]) as backend:
         check_drop(backend, NOTHING)
-        async with await FrontEnd.connect(backend.socket) as front_end:
+        async with connect(backend.socket, negotiate=False) as front_end:
             await front_end.negotiate(DRIVER_FEATURES, LATER)
             await refused(front_end, ask(R.NET_SET_MTU, U64(1400)))
 

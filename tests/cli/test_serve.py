@@ -26,6 +26,7 @@ from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.dirty import DirtyBitmap
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
+from vhostuser.transport.endpoints import connect
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import Frame
 from vhostuser.wire.messages import U64
@@ -40,7 +41,7 @@ class Serving:
         self.folder = folder
 
     async def connect(self, number: int) -> FrontEnd:
-        return await FrontEnd.connect(self.folder / str(number))
+        return FrontEnd(await connect(self.folder / str(number)))
 
     async def end(self) -> str:
         """End it with SIGTERM; what it said."""

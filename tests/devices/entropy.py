@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
 from tests.hostile.victim import DEADLINE
-from vhostuser.frontend.client import FrontEnd
-from vhostuser.frontend.memory import GuestRam
-from vhostuser.frontend.packed import PackedDriverRing
-from vhostuser.frontend.rings import DriverQueue
-from vhostuser.frontend.split import DriverRing
-from vhostuser.virtio.features import VirtioFeature
-
-FEATURES = VirtioFeature.VERSION_1 | VirtioFeature.RING_EVENT_IDX | VirtioFeature.RING_INDIRECT_DESC
+from vhostuser.frontend import RING_FEATURES, DriverFeature, DriverQueue, FrontEnd, GuestRam, connect
 
 
 @dataclass(frozen=True)
@@ -45,12 +37,9 @@ async def entropy(
     path: str | os.PathLike[str], memory: GuestRam, size: int = 8, packed: bool = False
 ) -> AsyncIterator[EntropyDriver]:
     """Connect to the device that listens at `path`, and start its ring."""
-    with trio.fail_after(DEADLINE):
-        front_end = await FrontEnd.connect(Path(path))
-    async with front_end:
-        with (PackedDriverRing if packed else DriverRing)(memory, 0, size, event_idx=True) as ring:
-            with trio.fail_after(DEADLINE):
-                await front_end.negotiate(FEATURES | (VirtioFeature.RING_PACKED if packed else 0))
-                await front_end.set_mem_table(memory)
-                await front_end.start_ring(ring)
-            yield EntropyDriver(front_end, memory, ring)
+    features = RING_FEATURES | (DriverFeature.RING_PACKED if packed else 0)
+    async with AsyncExitStack() as stack:
+        with trio.fail_after(DEADLINE):
+            front_end = await stack.enter_async_context(connect(path, features=features, memory=memory))
+            ring = await front_end.add_ring(0, size)
+        yield EntropyDriver(front_end, memory, ring)

@@ -128,7 +128,7 @@ FAULTS = [
     Fault(
         "old memory is still mapped when its removal is acknowledged",
         "VU-SLOT-2",
-        "runtime/connection.py",
+        "runtime/rings.py",
         (("        old.close(memory)", "        self._retired.append(old)"),),
         "runtime/test_memory_slots.py::test_a_region_is_unmapped_before_the_answer_and_the_others_stay",
         r"assert \[2, 2, 2, 2\] == \[2, 2, 2, 1\]",
@@ -147,8 +147,8 @@ FAULTS = [
         "runtime/handlers/rings.py",
         (
             (
-                '        await connection.group(vring.index).call(lambda: setattr(ring, "enabled", enabled))',
-                "        ring.enabled = enabled",
+                '        await connection.rings.in_turn(vring.index, lambda ring: setattr(ring, "enabled", enabled))',
+                "        connection.rings._ring(vring.index).enabled = enabled",
             ),
         ),
         "runtime/test_connection.py::test_a_disabled_receive_ring_yields_nothing",
@@ -240,7 +240,7 @@ FAULTS = [
         "the old call descriptor is signalled",
         "VU-RING-17",
         "runtime/handlers/rings.py",
-        (("    if vring.live:\n        set_fd", '    if vring.live and name != "call":\n        set_fd'),),
+        (("    if vring.live:\n        notifier", '    if vring.live and name != "call":\n        notifier'),),
         "runtime/test_connection.py::test_a_new_call_descriptor_is_signalled_once",
         "BlockingIOError",
     ),
@@ -250,10 +250,10 @@ FAULTS = [
         "runtime/handlers/iommu.py",
         (
             (
-                "    await connection.adopt_iotlb(_changed(connection.iommu.table, message.payload))\n",
+                "    await connection.rings.adopt_iotlb(_changed(connection.iommu.table, message.payload))\n",
                 "    connection.iommu.table = _changed(connection.iommu.table, message.payload)\n"
                 "    if message.payload.type == IotlbType.UPDATE:\n"
-                "        await connection.adopt_iotlb(connection.iommu.table)\n",
+                "        await connection.rings.adopt_iotlb(connection.iommu.table)\n",
             ),
         ),
         "runtime/test_iommu.py::test_invalidations_under_traffic",

@@ -6,7 +6,6 @@ Offsets, wrap counters and sixteen-bit indices all follow from it.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,7 +44,7 @@ class SplitDevice:
         descriptor = self.ring.descriptor(head)
         if descriptor.flags == INDIRECT:
             table = self.ring.memory.read(descriptor.addr, descriptor.length)
-            entries = [Descriptor(*fields) for fields in struct.iter_unpack("=QIHH", table)]
+            entries = [Descriptor.parse(table[at : at + 16]) for at in range(0, len(table), 16)]
             chain = _linked(entries[0], entries.__getitem__)
         else:
             chain = _linked(descriptor, self.ring.descriptor)
@@ -106,7 +105,7 @@ class PackedDevice:
         if chain[0].flags & INDIRECT:
             assert reach == 1
             table = self.ring.memory.read(chain[0].addr, chain[0].length)
-            chain = [PackedDescriptor(*fields) for fields in struct.iter_unpack("=QIHH", table)]
+            chain = [PackedDescriptor.parse(table[at : at + 16]) for at in range(0, len(table), 16)]
         return Taken(head, [(d.addr, d.length, d.flags & ~(NEXT | AVAIL | USED)) for d in chain], reach)
 
     def use(self, *batch: Taken, written: int = 0) -> bool:

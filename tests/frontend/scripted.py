@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -13,6 +14,7 @@ from vhostuser.errors import ConnectionClosedError
 from vhostuser.fds import FdBundle
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.transport.channel import Channel
+from vhostuser.transport.endpoints import listen
 from vhostuser.wire.codec import decode, encode_ack, encode_reply
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import Frame
@@ -35,10 +37,10 @@ class ScriptedBackEnd:
         kept: The descriptors of each message, for those that a test asks to keep.
         keep: Requests whose descriptors are kept.
         leaves_after: The request on which it closes the connection.
+        left: Whether the front-end closed the connection.
     """
 
-    channel: Channel
-    replies: dict[FrontendRequest, Payload | None]
+    replies: dict[FrontendRequest, Payload | None] = field(default_factory=lambda: default_replies())
     answers: dict[int, Frame | None] = field(default_factory=dict)
     acks: dict[FrontendRequest, int] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
@@ -46,12 +48,18 @@ class ScriptedBackEnd:
     kept: dict[FrontendRequest, FdBundle] = field(default_factory=dict)
     leaves_after: FrontendRequest | None = None
     acknowledged: ProtocolFeature = field(default_factory=lambda: ProtocolFeature(0))
+    left: bool = False
 
-    async def run(self) -> None:
+    def names(self) -> list[str]:
+        """The requests that came."""
+        return [line.partition(" ")[0] for line in self.seen]
+
+    async def run(self, channel: Channel) -> None:
         while True:
             try:
-                frame = await self.channel.receive()
+                frame = await channel.receive()
             except ConnectionClosedError:
+                self.left = True
                 return
             message = decode(Direction.FRONTEND, frame)
             self.seen.append(str(message))
@@ -60,10 +68,10 @@ class ScriptedBackEnd:
             else:
                 frame.fds.close()
             if message.request == self.leaves_after:
-                await self.channel.aclose()
+                await channel.aclose()
                 return
             if (answer := self._answer(message)) is not None:
-                await self.channel.send(answer)
+                await channel.send(answer)
 
     def _answer(self, message: Message) -> Frame | None:
         if message.request in self.answers:
@@ -94,10 +102,24 @@ async def connected(**options: object) -> AsyncIterator[tuple[FrontEnd, Scripted
     """A front-end and the scripted back-end that it is connected to."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     channel = Channel(trio.socket.from_stdlib_socket(theirs))
-    back_end = ScriptedBackEnd(channel, default_replies(), **options)  # type: ignore[arg-type]
+    back_end = ScriptedBackEnd(**options)  # type: ignore[arg-type]
     async with FrontEnd.from_socket(ours) as front_end, channel, trio.open_nursery() as nursery:
-        nursery.start_soon(back_end.run)
+        nursery.start_soon(back_end.run, channel)
         yield front_end, back_end
         nursery.cancel_scope.cancel()
     for bundle in back_end.kept.values():
         bundle.close()
+
+
+@asynccontextmanager
+async def listening(path: Path) -> AsyncIterator[ScriptedBackEnd]:
+    """A scripted back-end for the first front-end that comes to a path."""
+    back_end = ScriptedBackEnd()
+
+    async def serve() -> None:
+        async with await listener.accept() as channel:
+            await back_end.run(channel)
+
+    async with await listen(path) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        yield back_end

@@ -1,42 +1,47 @@
-"""The front-end against a scripted back-end: what it sends, and what it makes of the answers."""
+"""The front-end's sequences of requests against a scripted back-end."""
 
 from __future__ import annotations
 
 import os
 import socket
-import struct
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from tests.frontend.scripted import FEATURES, PROTOCOL_FEATURES, connected
-from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
-from vhostuser.frontend.client import FrontEnd, RefusedError
+from tests.frontend.scripted import FEATURES, PROTOCOL_FEATURES, connected, listening
+from vhostuser.errors import ConnectionClosedError, FramingError
+from vhostuser.frontend.client import connect
+from vhostuser.frontend.conversation import RefusedError
+from vhostuser.frontend.features import RING_FEATURES, DriverFeature
 from vhostuser.frontend.memory import USERSPACE_BASE, GuestRam
+from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.split import DriverRing
 from vhostuser.transport.endpoints import listen
-from vhostuser.wire.codec import encode_ack
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import Frame
-from vhostuser.wire.messages import U64, DeviceState, Iotlb, Log, VringState
-from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest
+from vhostuser.wire.messages import U64, SingleRegion, VringState
+from vhostuser.wire.requests import FrontendRequest
 
 R = FrontendRequest
 ALL = (1 << 64) - 1
+NEGOTIATION = ["GET_FEATURES", "GET_PROTOCOL_FEATURES", "SET_PROTOCOL_FEATURES", "SET_OWNER", "SET_FEATURES"]
+START = [
+    "SET_VRING_NUM",
+    "SET_VRING_BASE",
+    "SET_VRING_ADDR",
+    "SET_VRING_ERR",
+    "SET_VRING_CALL",
+    "SET_VRING_KICK",
+    "SET_VRING_ENABLE",
+]
 
 
 async def test_negotiate() -> None:
     async with connected() as (front_end, back_end):
         await front_end.negotiate(1 << 32 | 1 << 5)
-        assert [line.split()[0] for line in back_end.seen] == [
-            "GET_FEATURES",
-            "GET_PROTOCOL_FEATURES",
-            "SET_PROTOCOL_FEATURES",
-            "SET_OWNER",
-            "SET_FEATURES",
-        ]
+        assert back_end.names() == NEGOTIATION
         assert front_end.offered == FEATURES
         assert front_end.features == 1 << 32 | VhostFeature.PROTOCOL_FEATURES
         assert front_end.protocol_features == ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
@@ -46,7 +51,7 @@ async def test_negotiate_without_protocol_features() -> None:
     async with connected() as (front_end, back_end):
         back_end.replies[R.GET_FEATURES] = U64(1 << 32)
         await front_end.negotiate(ALL)
-        assert [line.split()[0] for line in back_end.seen] == ["GET_FEATURES", "SET_OWNER"]
+        assert back_end.names() == ["GET_FEATURES", "SET_OWNER"]
         await trio.testing.wait_all_tasks_blocked()
         assert back_end.seen[-1] == f"SET_FEATURES value={1 << 32:#x}"
 
@@ -60,18 +65,7 @@ async def test_memory_and_ring(memory: GuestRam) -> None:
             await front_end.start_ring(ring, log_addr=0x1000)
             assert await front_end.stop_ring(ring) == 17
             assert ring.base == 17
-    setup = [line.partition(" ")[0] for line in back_end.seen[5:]]
-    assert setup == [
-        "SET_MEM_TABLE",
-        "SET_VRING_NUM",
-        "SET_VRING_BASE",
-        "SET_VRING_ADDR",
-        "SET_VRING_ERR",
-        "SET_VRING_CALL",
-        "SET_VRING_KICK",
-        "SET_VRING_ENABLE",
-        "GET_VRING_BASE",
-    ]
+    assert back_end.names() == [*NEGOTIATION, "SET_MEM_TABLE", *START, "GET_VRING_BASE"]
     addresses = back_end.seen[8]
     for address in (ring.desc_addr, ring.avail_addr, ring.used_addr):
         assert f"={USERSPACE_BASE + address:#x}" in addresses
@@ -93,124 +87,46 @@ async def test_passed_descriptors_are_the_memory_and_the_eventfds(memory: GuestR
             assert os.eventfd_read(back_end.kept[R.SET_VRING_KICK].filenos()[0]) == 1
 
 
+async def test_memory_slots_are_told_one_by_one(memory: GuestRam) -> None:
+    async with connected() as (front_end, back_end):
+        front_end.memory = memory
+        front_end.protocol_features = ProtocolFeature.CONFIGURE_MEM_SLOTS
+        assert await front_end.tell_memory() == []
+        await front_end.word(R.GET_FEATURES)
+        regions = memory.table().regions
+        assert back_end.seen[:-1] == [f"ADD_MEM_REG {SingleRegion(region)} 1 fd" for region in regions]
+
+
+async def test_memory_of_its_own_is_made_when_it_is_asked_for(memory: GuestRam) -> None:
+    async with connected() as (front_end, _):
+        own = front_end.memory
+        assert front_end.memory is own
+        await front_end.set_mem_table(memory)
+        assert front_end.memory is memory
+        assert own.regions
+    assert not own.regions
+    assert memory.regions
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+async def test_a_ring_that_is_added_has_what_was_negotiated(packed: bool) -> None:
+    features = DriverFeature.VERSION_1 | DriverFeature.EVENT_IDX | DriverFeature.RING_PACKED * packed
+    async with connected() as (front_end, back_end):
+        back_end.replies[R.GET_FEATURES] = U64(ALL)
+        await front_end.negotiate(features)
+        ring = await front_end.add_ring(3, 16)
+        assert isinstance(ring, PackedDriverRing if packed else DriverRing)
+        assert (ring.index, ring.size, ring.event_idx, ring.in_order) == (3, 16, True, False)
+        assert ring.memory is front_end.memory
+        assert back_end.names() == [*NEGOTIATION, *START]
+    assert ring.kick_fd.closed
+
+
 async def test_guest_physical_ring_addresses(memory: GuestRam) -> None:
     async with connected() as (front_end, _):
         front_end.protocol_features = ProtocolFeature.GPA_ADDRESSES
         with DriverRing(memory, 0) as ring:
             assert front_end.vring_addr(ring).descriptor == ring.desc_addr
-
-
-async def test_an_acknowledgement_is_awaited_only_when_it_comes() -> None:
-    async with connected() as (front_end, back_end):
-        assert await front_end.request(R.SET_OWNER, need_reply=True) is None
-        await front_end.negotiate(ALL)
-        assert await front_end.request(R.SET_OWNER) == U64(0)
-        assert await front_end.request(R.SET_OWNER, need_reply=False) is None
-        assert await front_end.request(R.GET_QUEUE_NUM) == U64(4)
-        assert back_end.seen.count("SET_OWNER need_reply") == 3
-        assert back_end.seen[-1] == "GET_QUEUE_NUM"
-
-
-async def test_the_new_bits_decide_whether_they_are_acknowledged() -> None:
-    async with connected() as (front_end, _):
-        bits = U64(ProtocolFeature.REPLY_ACK)
-        assert await front_end.request(R.SET_PROTOCOL_FEATURES, bits, need_reply=True) == U64(0)
-
-
-async def test_a_gated_reply_comes_once_its_feature_is_acknowledged(memory: GuestRam) -> None:
-    log = Log(0x1000, 0)
-    answer = Frame(R.SET_LOG_BASE, 0x5, struct.pack("=QQ", 0x1000, 0))
-    async with connected(answers={R.SET_LOG_BASE: answer}) as (front_end, _):
-        front_end.protocol_features = ProtocolFeature.LOG_SHMFD
-        assert await front_end.request(R.SET_LOG_BASE, log, memory.fds()[:1]) == log
-
-
-async def test_a_refused_request_raises() -> None:
-    async with connected(acks={R.SET_VRING_NUM: 1}) as (front_end, _):
-        await front_end.negotiate(ALL)
-        with pytest.raises(RefusedError, match="SET_VRING_NUM: refused with 0x1"):
-            await front_end.request(R.SET_VRING_NUM, VringState(0, 3))
-        assert await front_end.request(R.GET_QUEUE_NUM) == U64(4)
-
-
-async def test_an_empty_reply_is_a_refusal() -> None:
-    async with connected(answers={R.GET_QUEUE_NUM: Frame(R.GET_QUEUE_NUM, 0x5)}) as (front_end, _):
-        with pytest.raises(RefusedError, match="empty reply"):
-            await front_end.request(R.GET_QUEUE_NUM)
-
-
-async def test_replies_that_are_acknowledgements_in_all_but_name(memory: GuestRam) -> None:
-    async with connected() as (front_end, back_end):
-        back_end.replies |= {R.IOTLB_MSG: U64(1), R.SET_DEVICE_STATE_FD: U64(0x100), R.CHECK_DEVICE_STATE: U64(1)}
-        with pytest.raises(RefusedError):
-            await front_end.request(R.IOTLB_MSG, Iotlb(0, 1, 0, 3, 2))
-        reply = await front_end.request(R.SET_DEVICE_STATE_FD, DeviceState(0, 0), memory.fds()[:1])
-        assert reply == U64(0x100)
-        with pytest.raises(RefusedError):
-            await front_end.request(R.CHECK_DEVICE_STATE)
-
-
-async def test_unknown_requests_are_refused_or_passed_over() -> None:
-    async with connected() as (front_end, back_end):
-        assert await front_end.request(77, b"abc") is None
-        await front_end.negotiate(ALL)
-        with pytest.raises(RefusedError, match="request 77"):
-            await front_end.request(77, b"abc")
-        assert back_end.seen[0].startswith("request 77")
-
-
-@pytest.mark.proves("VU-FRONT-2")
-@pytest.mark.parametrize(
-    "answer",
-    [
-        Frame(R.GET_QUEUE_NUM, 0xD, bytes(8)),
-        Frame(R.GET_QUEUE_NUM, 0x1, bytes(8)),
-        Frame(R.GET_FEATURES, 0x5, bytes(8)),
-        Frame(R.GET_QUEUE_NUM, 0x5, bytes(7)),
-    ],
-)
-async def test_what_is_no_answer_raises(answer: Frame) -> None:
-    async with connected(answers={R.GET_QUEUE_NUM: answer}) as (front_end, _):
-        with pytest.raises(FramingError):
-            await front_end.request(R.GET_QUEUE_NUM)
-
-
-@pytest.mark.proves("VU-FRONT-2")
-async def test_silence_has_a_limit(autojump_clock: trio.testing.MockClock) -> None:
-    async with connected(answers={R.GET_FEATURES: None}) as (front_end, _):
-        with pytest.raises(FramingError, match="GET_FEATURES: no answer after 30 s"):
-            await front_end.request(R.GET_FEATURES)
-        with pytest.raises(FramingError, match="answer to GET_FEATURES is still outstanding"):
-            await front_end.request(R.SET_OWNER)
-
-
-async def test_a_back_end_that_leaves() -> None:
-    async with connected() as (front_end, back_end):
-        back_end.leaves_after = R.GET_FEATURES
-        with pytest.raises(ConnectionClosedError):
-            await front_end.request(R.GET_FEATURES)
-
-
-async def test_tasks_take_turns() -> None:
-    async with connected() as (front_end, back_end):
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(front_end.request, R.GET_FEATURES)
-                nursery.start_soon(front_end.request, R.GET_QUEUE_NUM)
-        assert len(back_end.seen) == 40
-
-
-async def test_frames_that_no_table_allows() -> None:
-    async with connected() as (front_end, back_end):
-        with pytest.raises(LocalProtocolError):
-            await front_end.request(R.SET_VRING_NUM, U64(1))
-        back_end.answers[R.GET_FEATURES] = encode_ack(R.GET_FEATURES, 5)
-        await front_end.send_frame(Frame(R.GET_FEATURES, 0x1))
-        assert (await front_end.receive_frame()).payload == struct.pack("=Q", 5)
-
-
-def test_every_request_of_the_table_has_a_name() -> None:
-    assert {FrontendRequest[spec.name] for spec in FRONTEND_REQUESTS.values()} == set(FrontendRequest)
 
 
 async def test_the_back_ends_channel() -> None:
@@ -232,11 +148,54 @@ async def test_a_refused_channel_is_closed() -> None:
         assert front_end.backend_channel is None
 
 
-async def test_connect_by_path(tmp_path: Path) -> None:
+# ---- connecting ------------------------------------------------------------------------------------------------------
+
+
+async def test_connect_negotiates_and_tells_memory_of_its_own(tmp_path: Path) -> None:
+    async with listening(tmp_path / "sock") as back_end, connect(tmp_path / "sock") as front_end:
+        assert back_end.names() == [*NEGOTIATION, "SET_MEM_TABLE"]
+        assert front_end.features == RING_FEATURES & FEATURES | VhostFeature.PROTOCOL_FEATURES
+        memory = front_end.memory
+        assert memory.regions
+    assert not memory.regions, "it is closed with the connection"
+    assert back_end.left
+
+
+async def test_connect_with_memory_of_the_caller(tmp_path: Path, memory: GuestRam) -> None:
+    wanted = ProtocolFeature.REPLY_ACK
+    async with (
+        listening(tmp_path / "sock") as back_end,
+        connect(tmp_path / "sock", features=1 << 32, protocol_features=wanted, memory=memory) as front_end,
+    ):
+        assert front_end.memory is memory
+        assert front_end.features == 1 << 32 | VhostFeature.PROTOCOL_FEATURES
+        assert front_end.protocol_features == wanted
+        assert back_end.seen[-1].startswith("SET_MEM_TABLE")
+    assert memory.regions, "it stays the caller's"
+
+
+async def test_connect_says_nothing_if_told_so(tmp_path: Path) -> None:
     async with (
         await listen(tmp_path / "sock") as listener,
-        await FrontEnd.connect(tmp_path / "sock") as front_end,
+        connect(tmp_path / "sock", negotiate=False) as front_end,
         await listener.accept() as channel,
     ):
         await front_end.send_frame(Frame(3, 0x1))
         assert (await channel.receive()).request == 3
+
+
+async def test_a_refusal_while_connecting_closes_everything(tmp_path: Path) -> None:
+    async with listening(tmp_path / "sock") as back_end:
+        back_end.acks[R.SET_MEM_TABLE] = 1
+        with pytest.raises(RefusedError, match="SET_MEM_TABLE"):
+            async with connect(tmp_path / "sock"):
+                pytest.fail("it was refused")
+    assert back_end.left
+
+
+async def test_the_time_limit_of_answers_is_the_callers(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with listening(tmp_path / "sock") as back_end:
+        back_end.answers[R.GET_FEATURES] = None
+        with pytest.raises(FramingError, match=r"no answer after 0\.5 s"):
+            async with connect(tmp_path / "sock", reply_timeout=0.5):
+                pytest.fail("nothing was answered")

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from vhostuser.errors import MemoryAccessError
-from vhostuser.frontend.memory import DEFAULT_LAYOUT, MIB, USERSPACE_BASE, GuestRam
+from vhostuser.frontend.memory import DEFAULT_LAYOUT, MIB, USERSPACE_BASE, GuestRam, RamRegion
 
 
 def test_table_and_files_match(memory: GuestRam) -> None:
@@ -57,6 +57,21 @@ def test_allocation_goes_on_in_the_next_region(memory: GuestRam) -> None:
 
 def test_allocation_from_a_chosen_region(memory: GuestRam) -> None:
     assert memory.alloc(16, region=1) == 1 << 32
+
+
+def test_regions_come_and_go(memory: GuestRam) -> None:
+    dimm = memory.add(RamRegion(8 << 30, MIB))
+    assert memory.top == (8 << 30) + MIB
+    assert memory.table().regions[-1] == dimm.message()
+    assert memory.alloc(16, region=2) == 8 << 30
+    memory.write(8 << 30, b"plugged")
+    memory.remove(memory.regions[0])
+    assert memory.read(8 << 30, 7) == b"plugged"
+    assert memory.alloc(16) == 1 << 32, "what is left of the others is where it was"
+    memory.remove(dimm)
+    assert dimm.fd.closed
+    with pytest.raises(MemoryAccessError):
+        memory.read(8 << 30, 1)
 
 
 @pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_SHRINK])

@@ -17,9 +17,10 @@ from tests.frontend.devices import device_of, make_ring
 from tests.frontend.scripted import FEATURES, connected
 from vhostuser.errors import ConnectionClosedError, LocalProtocolError, RemoteProtocolError
 from vhostuser.frontend import guest as g
-from vhostuser.frontend.client import RefusedError
+from vhostuser.frontend.conversation import RefusedError
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature, NetHeader
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetHeader
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.rings import DriverQueue
 from vhostuser.frontend.split import DriverRing
@@ -64,7 +65,7 @@ class Wire:
     """A driver, and the device at the other side of its rings."""
 
     def __init__(self, memory: GuestRam, packed: bool, features: int) -> None:
-        event_idx = bool(features & NetFeature.EVENT_IDX)
+        event_idx = bool(features & DriverFeature.EVENT_IDX)
         self.rings = [make_ring(memory, packed, i, 16, event_idx=event_idx) for i in range(2)]
         self.rx, self.tx = (NetDevice(ring) for ring in self.rings)
         self.driver = NetDriver(self.rings[0], self.rings[1], features, rx_buffer_size=128)
@@ -88,7 +89,7 @@ def make_wire(request: pytest.FixtureRequest, memory: GuestRam) -> Iterator[Wire
 
 
 @pytest.mark.parametrize(
-    ("features", "size"), [(DRIVER_FEATURES, 12), (NetFeature.VERSION_1, 12), (NetFeature.MRG_RXBUF, 12), (0, 10)]
+    ("features", "size"), [(DRIVER_FEATURES, 12), (DriverFeature.VERSION_1, 12), (DriverFeature.MRG_RXBUF, 12), (0, 10)]
 )
 async def test_a_sent_frame_has_its_header(features: int, size: int, make_wire: WireMaker) -> None:
     wire = make_wire(features)
@@ -140,7 +141,7 @@ async def test_a_frame_that_is_too_long(make_wire: WireMaker) -> None:
         await wire.driver.send(bytes(2037))
 
 
-@pytest.mark.parametrize("features", [DRIVER_FEATURES, NetFeature.VERSION_1])
+@pytest.mark.parametrize("features", [DRIVER_FEATURES, DriverFeature.VERSION_1])
 async def test_a_received_frame(features: int, make_wire: WireMaker) -> None:
     wire = make_wire(features)
     header = NetHeader(flags=2, num_buffers=1)
@@ -150,7 +151,7 @@ async def test_a_received_frame(features: int, make_wire: WireMaker) -> None:
 
 
 async def test_without_mergeable_buffers_their_number_is_not_looked_at(make_wire: WireMaker) -> None:
-    wire = make_wire(NetFeature.VERSION_1)
+    wire = make_wire(DriverFeature.VERSION_1)
     wire.rx.deliver(NetHeader(num_buffers=0).pack(12) + FRAME)
     assert await wire.driver.receive() == (NetHeader(num_buffers=0), FRAME)
 
@@ -226,7 +227,7 @@ async def test_start_brings_a_device_up(memory: GuestRam) -> None:
 async def test_further_pairs_have_the_rings_after_it(memory: GuestRam) -> None:
     async with connected() as (front_end, back_end):
         first = await NetDriver.start(front_end, memory, size=16)
-        second = await NetDriver.open_pair(front_end, memory, 1, size=16)
+        second = await NetDriver.open_pair(front_end, 1, size=16)
         assert (second.rx.index, second.tx.index) == (2, 3)
         assert sum(line.startswith("SET_MEM_TABLE") for line in back_end.seen) == 1
         first.close()
@@ -240,14 +241,14 @@ async def test_start_that_fails_leaves_nothing_open(memory: GuestRam) -> None:
             await NetDriver.start(front_end, memory, size=16)
 
 
-OFFERED = FEATURES | NetFeature.RING_PACKED | NetFeature.IN_ORDER | NetFeature.MQ
+OFFERED = FEATURES | DriverFeature.RING_PACKED | DriverFeature.IN_ORDER | DriverFeature.MQ
 
 
 async def test_the_layout_is_what_was_asked_for(memory: GuestRam) -> None:
     async with connected() as (front_end, back_end):
         back_end.replies[FrontendRequest.GET_FEATURES] = U64(OFFERED)
         with closing(await NetDriver.start(front_end, memory, packed=True, in_order=True, size=7)) as driver:
-            assert front_end.features == FEATURES | NetFeature.RING_PACKED | NetFeature.IN_ORDER
+            assert front_end.features == FEATURES | DriverFeature.RING_PACKED | DriverFeature.IN_ORDER
             assert isinstance(driver.rx, PackedDriverRing)
             assert driver.tx.in_order
             assert driver.tx.event_idx
@@ -279,7 +280,7 @@ async def test_several_pairs(memory: GuestRam) -> None:
             for driver in drivers:
                 stack.enter_context(closing(driver))
             assert [(driver.rx.index, driver.tx.index) for driver in drivers] == [(0, 1), (2, 3), (4, 5)]
-        assert front_end.features == FEATURES | NetFeature.MQ
+        assert front_end.features == FEATURES | DriverFeature.MQ
         requests = [line.split()[0] for line in back_end.seen]
         assert requests.index("GET_QUEUE_NUM") < requests.index("SET_VRING_NUM")
         assert requests.count("SET_MEM_TABLE") == 1

@@ -244,6 +244,16 @@ async def test_waiting(event_idx: bool, memory: GuestRam, packed: bool) -> None:
         assert ring.reap() == [Used(head, 1)]
 
 
+async def test_waiting_for_a_ring_to_break(ring: DriverQueue) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ring.wait_broken)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        os.eventfd_write(ring.err_fd.fileno(), 1)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(ring.err_fd.fileno())
+
+
 ####
 # Devices that break the rules
 ####

@@ -12,9 +12,10 @@ import trio
 
 from tests.rig.image import GuestImage
 from tests.rig.testpmd import Testpmd, vhost_back_end
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.packed import PackedDriverRing
 
 pytestmark = pytest.mark.guest
@@ -42,9 +43,9 @@ def mirror(image: GuestImage) -> Iterator[Path]:
 )
 async def test_frames_come_back(mirror: Path, packed: bool, in_order: bool, event_idx: bool) -> None:
     """Every frame goes through both rings, several times around."""
-    features = DRIVER_FEATURES if event_idx else int(DRIVER_FEATURES) & ~int(NetFeature.EVENT_IDX)
+    features = DRIVER_FEATURES if event_idx else int(DRIVER_FEATURES) & ~int(DriverFeature.EVENT_IDX)
     with trio.fail_after(30), GuestRam() as memory:
-        async with await FrontEnd.connect(mirror) as front_end:
+        async with connect(mirror, negotiate=False) as front_end:
             with await NetDriver.start(
                 front_end, memory, features=features, packed=packed, in_order=in_order, size=64
             ) as driver:
@@ -57,7 +58,7 @@ async def test_frames_come_back(mirror: Path, packed: bool, in_order: bool, even
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 async def test_every_pair_has_its_own_frames(mirror: Path, packed: bool) -> None:
     with trio.fail_after(30), GuestRam() as memory, ExitStack() as stack:
-        async with await FrontEnd.connect(mirror) as front_end:
+        async with connect(mirror, negotiate=False) as front_end:
             drivers = await NetDriver.start_pairs(front_end, memory, PAIRS, packed=packed, size=64)
             for driver in drivers:
                 stack.enter_context(driver)

@@ -21,10 +21,9 @@ from tests.rig.qemu import Pinned, Qemu, VhostUserNic
 from tests.rig.testpmd import Testpmd, virtio_user
 from tests.rig.traffic import Host, round_trips
 from vhostuser.devices.net.device import MAX_PAIRS
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
-from vhostuser.wire.features import ProtocolFeature
 
 pytestmark = pytest.mark.guest
 
@@ -91,12 +90,10 @@ async def test_as_many_pairs_as_can_be(quiet_netns: Netns) -> None:
         with few_descriptors():
             backend = stack.enter_context(Backend(quiet_netns, tap="tap128", options=[f"--queues={MAX_PAIRS}"]))
         memory = stack.enter_context(GuestRam())
-        async with await FrontEnd.connect(backend.socket) as front_end:
-            await front_end.negotiate(DRIVER_FEATURES, ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK)
-            await front_end.set_mem_table(memory)
+        async with connect(backend.socket, features=DRIVER_FEATURES, memory=memory) as front_end:
             drivers = []
             for pair in range(MAX_PAIRS):
-                drivers.append(await NetDriver.open_pair(front_end, memory, pair, size=4))
+                drivers.append(await NetDriver.open_pair(front_end, pair, size=4))
                 stack.callback(drivers[-1].close)
             assert backend.footprint().tasks == 1 + MAX_PAIRS
             with quiet_netns.packet_socket("tap128") as tap:

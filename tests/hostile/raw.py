@@ -13,14 +13,15 @@ import trio
 from tests.hostile.victim import DEADLINE, Victim, frame_of
 from tests.virtio.bench import WRITE, D, offer, signals
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import MIB, GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetFeature, NetHeader
+from vhostuser.frontend.net import DRIVER_FEATURES, NetHeader
 from vhostuser.frontend.split import Descriptor, DescriptorFlags, DriverRing, full_fence
 
 RX, TX = 0, 1
 SIZE = 16  # descriptors of a ring
 LAYOUT = ((0, 16 * MIB), (16 * MIB, MIB), (1 << 32, MIB))
-OFFLOADS = DRIVER_FEATURES | NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6
+OFFLOADS = DRIVER_FEATURES | DriverFeature.CSUM | DriverFeature.HOST_TSO4 | DriverFeature.HOST_TSO6
 Raw = tuple[int, int, int, int]
 """A descriptor's fields as they stand: addr, len, flags, next."""
 

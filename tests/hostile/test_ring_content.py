@@ -19,8 +19,9 @@ import trio
 from tests.hostile.raw import OFFLOADS, RX, SIZE, TX, Raw, RawSession, good, memory, put_packet, raw_session
 from tests.hostile.victim import DEADLINE, Victim, frame_of
 from tests.virtio.bench import INDIRECT, NEXT, WRITE, put_table, signals
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import MIB, GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetFeature, NetHeader
+from vhostuser.frontend.net import DRIVER_FEATURES, NetHeader
 from vhostuser.frontend.split import Used
 
 __all__ = ["memory"]
@@ -150,7 +151,7 @@ async def broken(session: RawSession, ring: int) -> None:
 @pytest.mark.proves("VIO-RING-8")
 @on_both_rings("V3-indirect-not-negotiated")
 async def test_indirect_without_its_feature(ring: int, victim: Victim, memory: GuestRam) -> None:
-    async with raw_session(victim, memory, DRIVER_FEATURES & ~NetFeature.INDIRECT_DESC) as session:
+    async with raw_session(victim, memory, DRIVER_FEATURES & ~DriverFeature.INDIRECT_DESC) as session:
         BREAKING["V3-indirect-len-0"](session, ring)
         await session.until_broken(ring)
         await session.restart(ring)

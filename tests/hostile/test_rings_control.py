@@ -26,8 +26,9 @@ from tests.hostile.attack import (
 from tests.hostile.victim import DEADLINE, Victim, exchange, split_rings
 from tests.virtio.packed import PackedDriver
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import GuestRam
-from vhostuser.frontend.net import NetDriver, NetFeature
+from vhostuser.frontend.net import NetDriver
 from vhostuser.frontend.split import DriverRing
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.wire.features import VhostFeature
@@ -454,11 +455,11 @@ async def test_features_that_were_not_offered(attacker: FrontEnd, victim: Victim
     "change",
     [
         pytest.param(VhostFeature.PROTOCOL_FEATURES, id="Q8-PROTOCOL_FEATURES-cleared-while-running"),
-        pytest.param(NetFeature.MRG_RXBUF, id="Q8-MRG_RXBUF-toggled-while-running"),
-        pytest.param(NetFeature.VERSION_1, id="Q8-VERSION_1-toggled-while-running"),
-        pytest.param(NetFeature.EVENT_IDX, id="Q8-EVENT_IDX-toggled-while-running"),
-        pytest.param(NetFeature.INDIRECT_DESC, id="Q8-INDIRECT_DESC-toggled-while-running"),
-        pytest.param(NetFeature.CSUM, id="Q8-CSUM-toggled-while-running"),
+        pytest.param(DriverFeature.MRG_RXBUF, id="Q8-MRG_RXBUF-toggled-while-running"),
+        pytest.param(DriverFeature.VERSION_1, id="Q8-VERSION_1-toggled-while-running"),
+        pytest.param(DriverFeature.EVENT_IDX, id="Q8-EVENT_IDX-toggled-while-running"),
+        pytest.param(DriverFeature.INDIRECT_DESC, id="Q8-INDIRECT_DESC-toggled-while-running"),
+        pytest.param(DriverFeature.CSUM, id="Q8-CSUM-toggled-while-running"),
         pytest.param(VirtioFeature.ANY_LAYOUT, id="Q8-ANY_LAYOUT-toggled-while-running"),
     ],
 )
@@ -479,7 +480,7 @@ async def test_features_may_change_while_all_rings_are_stopped(victim: Victim, r
     await exchange(victim, running.driver, 2)
     for ring in (running.driver.rx, running.driver.tx):
         await front_end.stop_ring(ring)
-    await accepted(front_end, ask(R.SET_FEATURES, U64(front_end.features & ~NetFeature.MRG_RXBUF)))
+    await accepted(front_end, ask(R.SET_FEATURES, U64(front_end.features & ~DriverFeature.MRG_RXBUF)))
     for ring in (running.driver.rx, running.driver.tx):
         await front_end.start_ring(ring)
     await exchange(victim, running.driver)

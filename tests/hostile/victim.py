@@ -27,7 +27,7 @@ from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
 from vhostuser.limits import Limits
 from vhostuser.runtime.serve import Server
-from vhostuser.transport.endpoints import Endpoint, listen
+from vhostuser.transport.endpoints import Endpoint, connect, listen
 from vhostuser.wire.requests import FrontendRequest
 
 DEADLINE = 20.0
@@ -56,7 +56,7 @@ class Victim:
 
     async def connect(self) -> FrontEnd:
         """A front-end that has just connected."""
-        return await FrontEnd.connect(self.path)
+        return FrontEnd(await connect(self.path))
 
     async def alive(self) -> None:
         """Wait until the server serves a new connection: it has then let go of all earlier ones."""

@@ -37,7 +37,7 @@ from tests.rig.netns import ETH_P_ALL, PACKET_IGNORE_OUTGOING, SOL_PACKET, Netns
 from tests.rig.process import Program, RigError
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.ports.tap import open_tap
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import FrontEnd, connect
 from vhostuser.frontend.memory import USERSPACE_BASE, GuestRam, RamRegion
 from vhostuser.frontend.net import NetDriver
 from vhostuser.runtime.groups import allow_interrupts
@@ -375,7 +375,7 @@ async def guest(folder: Path, plan: Plan) -> None:
     """Send and receive; now and then look away for longer than the receive ring lasts: the tap's queue fills then."""
     side = Side(folder, plan, 1)
     with GuestRam() as memory, closing(RamRegion(0, _DIMM_SIZE)) as dimm:
-        async with await FrontEnd.connect(folder / "socket") as front_end:
+        async with connect(folder / "socket", negotiate=False) as front_end:
             driver = await NetDriver.start(front_end, memory, size=RING, packed=plan.packed, tx_buffer_size=MTU + 64)
             tables = _Tables(memory, dimm, max(ring.used_addr for ring in (driver.rx, driver.tx)) + 8 * RING + 6)
             print("ready", flush=True)

@@ -17,7 +17,7 @@ from tests.rig.acceptance import activity, settled
 from tests.rig.backend import Backend
 from tests.rig.netns import Netns
 from tests.rig.process import RigError, wait_until
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
 
@@ -40,7 +40,7 @@ async def _flood(netns: Netns, backend: Backend, seconds: float, packed: bool) -
     tap, pid = backend.tap, backend.program.pid
     assert tap is not None
     with GuestRam() as memory, netns.packet_socket(tap) as host:
-        async with await FrontEnd.connect(backend.socket) as front_end:
+        async with connect(backend.socket, negotiate=False) as front_end:
             with closing(await NetDriver.start(front_end, memory, packed=packed, size=BUFFERS)):
                 wait_until(lambda: _send(host) and _dropped(netns, tap) > 0, 20, "a full tap")
                 before, dropped = settled(lambda: activity(pid)), _dropped(netns, tap)

@@ -19,7 +19,7 @@ from tests.rig.backend import Backend
 from tests.rig.netns import PACKET_IGNORE_OUTGOING, SOL_PACKET, Netns
 from tests.rig.process import RigError, wait_until
 from tests.rig.testpmd import FRONT_END_MAC, Testpmd, virtio_user
-from vhostuser.frontend.net import NetFeature
+from vhostuser.frontend.features import DriverFeature
 
 TAP = "tap0"
 PAIRS = (1, 2, 4)
@@ -30,10 +30,10 @@ _PORT = 9  # the host's; the guest's are above
 _PORT_OFFSET = 36  # of the guest's port in a packet towards it
 _ROUNDS = 3
 _ACKNOWLEDGED = {
-    "packed": NetFeature.RING_PACKED,
-    "in_order": NetFeature.IN_ORDER,
-    "mrg_rxbuf": NetFeature.MRG_RXBUF,
-    "mq": NetFeature.MQ,
+    "packed": DriverFeature.RING_PACKED,
+    "in_order": DriverFeature.IN_ORDER,
+    "mrg_rxbuf": DriverFeature.MRG_RXBUF,
+    "mq": DriverFeature.MQ,
 }
 
 #: Every layout, order and header that virtio-user can ask for; each has a send and a receive function of its own there.

@@ -25,7 +25,7 @@ from tests.rig.netns import Netns
 from tests.rig.process import Program, RigError
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.ports.tap import open_tap
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
 from vhostuser.frontend.packed import EventFlags, PackedDescriptor, PackedDriverRing
@@ -170,7 +170,7 @@ def storm(folder: Path, seconds: float) -> dict[str, Any]:
 async def flood(folder: Path, seconds: float, layout: str) -> dict[str, Any]:
     """Have the transmit ring full all the time."""
     with GuestRam() as memory:
-        async with await FrontEnd.connect(folder / "flood") as front_end:
+        async with connect(folder / "flood", negotiate=False) as front_end:
             driver = await NetDriver.start(front_end, memory, packed=layout == "packed", size=RING)
             with closing(driver), _Feeder(driver.tx) as feeder:
                 print("started", flush=True)
@@ -182,7 +182,7 @@ async def third(folder: Path, seconds: float, layout: str) -> dict[str, Any]:
     """The same, and every ten milliseconds a request, every other one into the ring's thread."""
     took: list[float] = []
     with GuestRam() as memory:
-        async with await FrontEnd.connect(folder / "third") as front_end:
+        async with connect(folder / "third", negotiate=False) as front_end:
             driver = await NetDriver.start(front_end, memory, packed=layout == "packed", size=RING)
             with closing(driver), _Feeder(driver.tx) as feeder:
                 print("started", flush=True)

@@ -30,7 +30,7 @@ import trio
 
 from tests.rig.backend import Footprint
 from tests.rig.process import Program, RigError, wait_until
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.wire import layouts
@@ -335,7 +335,7 @@ def _good(path: Path, number: int) -> None:
 
     async def converse() -> None:
         with trio.fail_after(PATIENCE), GuestRam() as memory:
-            async with await FrontEnd.connect(path) as front_end:
+            async with connect(path, negotiate=False) as front_end:
                 with closing(await NetDriver.start(front_end, memory, packed=bool(number & 1))) as driver:
                     for packet in range(10):
                         frame = bytes([packet]) * (60 + 100 * packet)

@@ -19,10 +19,11 @@ from tests.ports import PairPort
 from vhostuser.device import Device
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.rng import RngDevice
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import FrontEnd, connect
 from vhostuser.frontend.dirty import PAGE, DirtyBitmap
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetFeature
+from vhostuser.frontend.net import DRIVER_FEATURES
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.rings import DriverQueue
 from vhostuser.frontend.split import DriverRing
@@ -55,13 +56,11 @@ async def audited(device: Device, features: int, memory: GuestRam) -> AsyncItera
         async with await listen(path) as endpoint, trio.open_nursery() as nursery:
             server = Server(device, endpoint, watch)
             nursery.start_soon(server.run)
-            async with await FrontEnd.connect(path) as front_end:
-                await front_end.negotiate(features)
-                await front_end.set_mem_table(memory)
+            async with connect(path, features=features, memory=memory) as front_end:
                 await front_end.set_log(bitmap)
                 await front_end.log_all(True)
                 yield front_end, bitmap
-            async with await FrontEnd.connect(path) as another:
+            async with connect(path, negotiate=False) as another:
                 await another.request(FrontendRequest.GET_FEATURES)  # when this is answered, the first session is over
             counters = server.counters()
             assert counters["log_audited_pages"] >= 4
@@ -92,7 +91,7 @@ async def receive(packed: bool) -> dict[str, int]:
     """Receive one packet."""
     port = PairPort()
     with GuestRam() as memory, port.host, closing(NetDevice(port)) as device:
-        features = DRIVER_FEATURES | (NetFeature.RING_PACKED if packed else 0)
+        features = DRIVER_FEATURES | (DriverFeature.RING_PACKED if packed else 0)
         async with audited(device, features, memory) as (front_end, _):
             with make_ring(memory, 0, packed) as ring:
                 pages = own_pages(ring)

@@ -15,7 +15,8 @@ from tests.hostile.attack import REQUEST, Running, accepted, ask, borrowed, even
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, split_rings
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.errors import PortError
-from vhostuser.frontend.client import FrontEnd, RefusedError
+from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.conversation import RefusedError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
 from vhostuser.frontend.split import DriverRing

@@ -17,8 +17,9 @@ from tests.ports import PairPort
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.frontend import inband
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.rings import DriverQueue
 from vhostuser.frontend.split import Descriptor, DriverRing
@@ -38,7 +39,7 @@ ROUNDS = 12
 
 async def open_driver(front_end: FrontEnd, memory: GuestRam, packed: bool, nursery: trio.Nursery) -> NetDriver:
     """A driver whose rings were given no descriptors."""
-    await front_end.negotiate(DRIVER_FEATURES | NetFeature.RING_PACKED * packed, PROTOCOL)
+    await front_end.negotiate(DRIVER_FEATURES | DriverFeature.RING_PACKED * packed, PROTOCOL)
     assert front_end.protocol_features == PROTOCOL
     await front_end.open_backend_channel()
     await front_end.set_mem_table(memory)
@@ -86,7 +87,7 @@ async def test_descriptors_are_preferred_where_there_are_some(victim: Victim) ->
         async with await victim.connect() as front_end:
             await front_end.negotiate(DRIVER_FEATURES, PROTOCOL)
             await front_end.set_mem_table(memory)  # and there is no channel for messages
-            with closing(await NetDriver.open_pair(front_end, memory)) as driver:
+            with closing(await NetDriver.open_pair(front_end)) as driver:
                 await exchange(victim, driver)
                 await front_end.request(R.SET_VRING_KICK, VringFd(1, no_fd=True))  # polled
                 await front_end.request(R.VRING_KICK, VringState(1, 0))  # harmless
@@ -148,7 +149,7 @@ async def conversation(packed: bool, transcript: Transcript) -> None:
                 for ring in (driver.rx, driver.tx):
                     await front_end.stop_ring(ring)
                 assert set(threading.enumerate()) <= threads
-            transcript.lines.append(b"%r" % sorted(connection.live_counters().items()))
+            transcript.lines.append(b"%r" % sorted(connection.rings.live_counters().items()))
             nursery.cancel_scope.cancel()
         transcript.lines.append(b"%f" % trio.current_time())
     await front_end.aclose()

@@ -18,13 +18,14 @@ from tests.rig.netns import Netns
 from vhostuser.device import Chain, Device, Queue
 from vhostuser.errors import VhostUserError
 from vhostuser.fds import OwnedFd
-from vhostuser.frontend.client import FrontEnd, InflightFile, RefusedError
+from vhostuser.frontend.client import FrontEnd, InflightFile, connect
+from vhostuser.frontend.conversation import RefusedError
 from vhostuser.frontend.memory import SEALED, GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.rings import DriverQueue
 from vhostuser.frontend.split import DriverRing
-from vhostuser.runtime import connection
+from vhostuser.runtime import rings
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
 from vhostuser.virtio.features import VirtioFeature
@@ -90,10 +91,7 @@ async def front_end_of(
     """A front-end that has negotiated and told its memory."""
     features = VirtioFeature.VERSION_1 | (VirtioFeature.RING_PACKED if packed else 0)
     with trio.fail_after(DEADLINE):
-        front_end = await FrontEnd.connect(path)
-        async with front_end:
-            await front_end.negotiate(features, protocol)
-            await front_end.set_mem_table(memory)
+        async with connect(path, features=features, protocol_features=protocol, memory=memory) as front_end:
             yield front_end
 
 
@@ -274,7 +272,7 @@ async def test_a_stop_waits_for_what_is_in_flight(
 async def test_a_device_that_never_completes_is_not_waited_for_for_ever(
     holder: Holder, path: Path, memory: GuestRam, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "DRAIN_LIMIT", 0.05)
+    monkeypatch.setattr(rings, "DRAIN_LIMIT", 0.05)
     with ring_of(memory, packed) as ring:
         async with front_end_of(path, memory, packed) as front_end:
             head = ring.add(writable=[BUFFER])
@@ -353,7 +351,7 @@ async def test_packets_go_on_after_a_break(victim: Victim, memory: GuestRam, pac
             await front_end.negotiate(features, TRACKING)
             await front_end.set_mem_table(memory)
             file = await front_end.get_inflight(2, 16)
-            driver = await NetDriver.open_pair(front_end, memory, size=16)
+            driver = await NetDriver.open_pair(front_end, size=16)
             victim.port.flush()
             await exchange(victim, driver, 9)
         with file.fd, closing(driver):

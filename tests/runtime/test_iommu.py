@@ -16,9 +16,10 @@ from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, serving, 
 from vhostuser.errors import ConnectionClosedError
 from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.iommu import IOVA_BASE, PAGE, Iommu, IommuRam
 from vhostuser.frontend.memory import MIB, RamRegion
-from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.layout import IOMMU_READ, IOMMU_WRITE
 from vhostuser.wire.codec import encode_ack
@@ -28,7 +29,7 @@ from vhostuser.wire.requests import FrontendRequest
 
 R = FrontendRequest
 LOG_SIZE = ((1 << 32) + 16 * MIB) // PAGE // 8
-FEATURES = DRIVER_FEATURES | NetFeature.ACCESS_PLATFORM
+FEATURES = DRIVER_FEATURES | DriverFeature.ACCESS_PLATFORM
 PROTOCOL = ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ | ProtocolFeature.LOG_SHMFD
 
 
@@ -48,7 +49,7 @@ class Guarded:
 async def victim(tmp_path: Path, interrupts: None) -> AsyncIterator[Victim]:
     """Offers ACCESS_PLATFORM, which the other tests' victims do not."""
     async with serving(tmp_path / "vhost.sock") as victim:
-        victim.device.features |= NetFeature.ACCESS_PLATFORM
+        victim.device.features |= DriverFeature.ACCESS_PLATFORM
         async with unharmed(victim):
             yield victim
 
@@ -64,15 +65,15 @@ async def guarded(
     with IommuRam() as memory:
         async with await victim.connect() as front_end, trio.open_nursery() as nursery:
             with trio.fail_after(DEADLINE):
-                features = FEATURES | NetFeature.RING_PACKED * packed
+                features = FEATURES | DriverFeature.RING_PACKED * packed
                 await front_end.negotiate(features, protocol_features)
-                assert front_end.features & NetFeature.ACCESS_PLATFORM
+                assert front_end.features & DriverFeature.ACCESS_PLATFORM
                 await front_end.open_backend_channel()
                 iommu = Iommu(front_end, memory, granule)
                 if serve:
                     nursery.start_soon(iommu.run)
                 await front_end.set_mem_table(memory)
-                with await NetDriver.open_pair(front_end, memory, size=64) as driver:
+                with await NetDriver.open_pair(front_end, size=64) as driver:
                     yield Guarded(victim, front_end, memory, iommu, driver, nursery)
             nursery.cancel_scope.cancel()
 

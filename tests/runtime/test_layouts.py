@@ -11,8 +11,9 @@ import trio
 
 from tests.hostile.victim import DEADLINE, Victim, exchange
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.packed import PackedDriverRing
 
 
@@ -30,7 +31,7 @@ class Layout(NamedTuple):
         )
 
 
-FLAGS = int(DRIVER_FEATURES) & ~int(NetFeature.EVENT_IDX)
+FLAGS = int(DRIVER_FEATURES) & ~int(DriverFeature.EVENT_IDX)
 LAYOUTS = [
     pytest.param(Layout(packed, in_order, 7 if packed else 8, features), id=f"{name}{order}{event}")
     for packed, name in ((False, "split"), (True, "packed"))

@@ -14,8 +14,9 @@ from tests.hostile.attack import Running, accepted, ask, borrowed, eventfd, refu
 from tests.hostile.victim import DEADLINE, Victim, exchange
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.dirty import PAGE, DirtyBitmap
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import DEFAULT_LAYOUT, GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.rings import DriverQueue
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64, Log, VringState
@@ -161,7 +162,7 @@ async def test_a_rings_own_areas_are_logged_while_f_log_is_set(
     victim: Victim, migrating: tuple[Running, Destination]
 ) -> None:
     running, destination = migrating
-    packed = bool(running.front_end.features & NetFeature.RING_PACKED)
+    packed = bool(running.front_end.features & DriverFeature.RING_PACKED)
     rings = (running.driver.rx, running.driver.tx)
     own = {(ring.desc_addr if packed else ring.used_addr) & -PAGE for ring in rings}
     await exchange(victim, running.driver)

@@ -13,7 +13,8 @@ import pytest
 from tests.hostile.attack import Running, ask, borrowed, refused
 from tests.hostile.test_memory_control import memfd, region
 from tests.hostile.victim import Victim, exchange
-from vhostuser.frontend.client import DEFAULT_PROTOCOL_FEATURES, FrontEnd, RefusedError
+from vhostuser.frontend.client import DEFAULT_PROTOCOL_FEATURES, FrontEnd
+from vhostuser.frontend.conversation import RefusedError
 from vhostuser.frontend.memory import MIB, USERSPACE_BASE, GuestRam, RamRegion
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.runtime.handlers.memory import MAX_MEM_SLOTS
@@ -40,9 +41,9 @@ async def slots(victim: Victim, request: pytest.FixtureRequest) -> AsyncIterator
 async def plugged(slots: FrontEnd) -> AsyncIterator[Running]:
     """The same with rings that run in the first of four regions, all of which were added one by one."""
     with GuestRam(LAYOUT, seals=0) as memory:
-        for one in memory.regions:
-            await slots.add_mem_reg(one)
-        with closing(await NetDriver.open_pair(slots, memory, 0)) as driver:
+        slots.memory = memory
+        await slots.tell_memory()
+        with closing(await NetDriver.open_pair(slots, 0)) as driver:
             yield Running(slots, memory, driver)
 
 
@@ -172,12 +173,14 @@ async def test_m6_another_file_at_the_same_place_is_no_repetition(plugged: Runni
 
 @pytest.mark.proves("VU-SLOT-8")
 async def test_a_ring_runs_as_soon_as_all_of_its_memory_is_there(victim: Victim, slots: FrontEnd) -> None:
-    with GuestRam(LAYOUT) as memory, closing(await NetDriver.open_pair(slots, memory, 0)) as driver:
-        for one in (*memory.regions[:0:-1], memory.regions[0]):
-            assert not victim.port.carrier
-            await slots.add_mem_reg(one)
-        assert victim.port.carrier
-        await exchange(victim, driver)
+    with GuestRam(LAYOUT) as memory:
+        slots.memory = memory
+        with closing(await NetDriver.open_pair(slots, 0)) as driver:
+            for one in (*memory.regions[:0:-1], memory.regions[0]):
+                assert not victim.port.carrier
+                await slots.add_mem_reg(one)
+            assert victim.port.carrier
+            await exchange(victim, driver)
 
 
 async def test_a_table_replaces_all_slots(victim: Victim, plugged: Running) -> None:

@@ -20,18 +20,16 @@ from vhostuser.devices.net.batch import Batching
 from vhostuser.devices.net.device import NetDevice
 from vhostuser.devices.net.features import NetFeature
 from vhostuser.errors import PortError
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import FrontEnd, connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.split import DriverRing
 from vhostuser.privileges import NOTHING
-from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.offer import PROTOCOL_FEATURES
+from vhostuser.runtime.rings import Rings
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import listen
-from vhostuser.virtio.iotlb import Iotlb
-from vhostuser.virtio.memory import GuestMemory
-from vhostuser.virtio.ring import Ring
+from vhostuser.virtio.pump import Pump
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import U64, VringState
 from vhostuser.wire.requests import FrontendRequest
@@ -122,9 +120,7 @@ async def serving_pairs(path: Path) -> AsyncIterator[Server4]:
         async with await listen(path) as origin, trio.open_nursery() as nursery:
             server = Server(device, origin)
             nursery.start_soon(server.run)
-            async with await FrontEnd.connect(path) as front_end:
-                await front_end.negotiate(DRIVER_FEATURES, MQ)
-                await front_end.set_mem_table(memory)
+            async with connect(path, features=DRIVER_FEATURES, protocol_features=MQ, memory=memory) as front_end:
                 pairs = [Victim(path, pair, device, server, nursery) for pair in port.pairs]
                 yield Server4(port, pairs, front_end, memory)
             await pairs[0].alive()
@@ -144,7 +140,7 @@ async def driving(served: Server4, *pairs: int) -> AsyncIterator[list[NetDriver]
     async with AsyncExitStack() as stack:
         drivers = []
         for pair in pairs:
-            driver = await NetDriver.open_pair(served.front_end, served.memory, pair, size=64)
+            driver = await NetDriver.open_pair(served.front_end, pair, size=64)
             stack.callback(driver.close)
             drivers.append(driver)
         yield drivers
@@ -327,15 +323,15 @@ async def test_the_host_stops_sending_to_a_pair_whose_receive_ring_broke(served:
 async def test_all_pairs_adopt_new_memory_at_once(served: Server4, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thread waits in there for the others, which would be for ever if they were asked one by one."""
     meeting = threading.Barrier(PAIRS)
-    adopt = Connection._adopt
+    adopt = Rings._adopt
 
-    def meet(rings: list[Ring], memory: GuestMemory, iotlb: Iotlb | None) -> list[int]:
+    def meet(rings: Rings, number: int, pump: Pump) -> None:
         meeting.wait(DEADLINE)
-        return adopt(rings, memory, iotlb)
+        adopt(rings, number, pump)
 
     async with driving(served, *range(PAIRS)) as drivers:
         with monkeypatch.context() as patch:
-            patch.setattr(Connection, "_adopt", staticmethod(meet))
+            patch.setattr(Rings, "_adopt", meet)
             await served.front_end.set_mem_table(served.memory)
         for victim, driver in zip(served.pairs, drivers, strict=True):
             await exchange(victim, driver, 3)

@@ -19,7 +19,7 @@ from tests.hostile.victim import DEADLINE
 from vhostuser.device import Device, Queue
 from vhostuser.errors import LocalProtocolError, NotNegotiatedError, PayloadError, VhostUserError
 from vhostuser.fds import OwnedFd
-from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.client import FrontEnd, connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.split import DriverRing
 from vhostuser.runtime.backend_channel import BackendChannel
@@ -115,7 +115,7 @@ async def serving(path: Path) -> AsyncIterator[Keeper]:
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     path = tmp_path / "keeper.sock"
-    async with serving(path) as device, await FrontEnd.connect(path) as front_end:
+    async with serving(path) as device, connect(path, negotiate=False) as front_end:
         await front_end.negotiate(0, ALL)
         yield Served(device, front_end)
 
@@ -504,7 +504,7 @@ async def test_a_mapping_that_is_refused_or_reset_is_none(called: Called) -> Non
 async def test_without_a_front_end_there_is_nobody_to_ask(tmp_path: Path) -> None:
     async with serving(tmp_path / "keeper.sock") as device:
         assert device.front_end is None
-        async with await FrontEnd.connect(tmp_path / "keeper.sock") as front_end:
+        async with connect(tmp_path / "keeper.sock", negotiate=False) as front_end:
             await front_end.negotiate(0, ProtocolFeature.REPLY_ACK)
             calls = device.front_end
             assert calls is not None

@@ -15,7 +15,8 @@ from tests.hostile.test_memory_control import memfd, region
 from tests.hostile.victim import Victim, good_session, serving, unharmed
 from vhostuser.errors import PortError
 from vhostuser.fds import OwnedFd
-from vhostuser.frontend.client import DEFAULT_PROTOCOL_FEATURES, FrontEnd, RefusedError
+from vhostuser.frontend.client import DEFAULT_PROTOCOL_FEATURES, FrontEnd
+from vhostuser.frontend.conversation import RefusedError
 from vhostuser.frontend.memory import MIB, USERSPACE_BASE, GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.postcopy import PageServer
@@ -94,15 +95,12 @@ async def test_the_memory_is_used_once_its_addresses_are_acknowledged(
     with GuestRam() as memory, await advise(arriving):
         await arriving.request(R.POSTCOPY_LISTEN)
         arriving.listening = True
-        number = R.SET_MEM_TABLE
-        if ProtocolFeature.CONFIGURE_MEM_SLOTS in arriving.protocol_features:
-            number = R.ADD_MEM_REG
-            for one in memory.regions:
-                await arriving.add_mem_reg(one)
-        else:
-            await arriving.set_mem_table(memory)
+        arriving.memory = memory
+        await arriving.tell_memory()
+        slots = ProtocolFeature.CONFIGURE_MEM_SLOTS in arriving.protocol_features
+        number = R.ADD_MEM_REG if slots else R.SET_MEM_TABLE
         await refused(arriving, ask(R.POSTCOPY_END))
-        with closing(await NetDriver.open_pair(arriving, memory, 0)):
+        with closing(await NetDriver.open_pair(arriving, 0)):
             assert not destination.port.carrier
             await unanswered(arriving, Frame(number, VERSION, payload))
             assert destination.port.carrier

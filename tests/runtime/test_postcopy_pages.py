@@ -14,8 +14,9 @@ from tests.hostile.attack import ask, talking
 from tests.hostile.victim import DEADLINE, Victim, exchange, frame_of, good_session, serving
 from tests.runtime.test_postcopy import POSTCOPY, destination
 from vhostuser.frontend.client import FrontEnd
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.memory import MIB, GuestRam
-from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver, NetFeature
+from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.postcopy import PageServer
 from vhostuser.frontend.split import DriverRing
@@ -29,8 +30,8 @@ __all__ = ["destination"]
 LAYOUT = ((0, 4 * MIB), (1 << 32, 4 * MIB))
 FRAMES = 5
 VARIANTS = {
-    "split, SET_MEM_TABLE": (NetFeature(0), ProtocolFeature(0)),
-    "packed, ADD_MEM_REG": (NetFeature.RING_PACKED, ProtocolFeature.CONFIGURE_MEM_SLOTS),
+    "split, SET_MEM_TABLE": (DriverFeature(0), ProtocolFeature(0)),
+    "packed, ADD_MEM_REG": (DriverFeature.RING_PACKED, ProtocolFeature.CONFIGURE_MEM_SLOTS),
 }
 
 

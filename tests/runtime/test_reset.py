@@ -9,7 +9,8 @@ import pytest
 
 from tests.hostile.attack import Running, accepted, ask, refused
 from tests.hostile.victim import Victim, exchange, frame_of
-from vhostuser.frontend.client import DEFAULT_PROTOCOL_FEATURES, FrontEnd, RefusedError
+from vhostuser.frontend.client import DEFAULT_PROTOCOL_FEATURES, FrontEnd
+from vhostuser.frontend.conversation import RefusedError
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.wire.features import ProtocolFeature
@@ -28,7 +29,7 @@ async def watched(victim: Victim) -> AsyncIterator[Running]:
         async with await victim.connect() as front_end:
             await front_end.negotiate(DRIVER_FEATURES, RESETTABLE)
             await front_end.set_mem_table(memory)
-            with closing(await NetDriver.open_pair(front_end, memory, 0)) as driver:
+            with closing(await NetDriver.open_pair(front_end, 0)) as driver:
                 await front_end.request(R.SET_STATUS, U64(DRIVER_OK))
                 yield Running(front_end, memory, driver)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.wire.payloads import KINDS
+from vhostuser import wire
 from vhostuser.fds import FdBundle
 from vhostuser.wire import messages as m
 from vhostuser.wire.frames import LentFds
@@ -34,3 +36,7 @@ def test_long_values_are_cut_short() -> None:
 
 def test_a_request_without_payload_is_its_name() -> None:
     assert str(message(FrontendRequest.GET_FEATURES, None)) == "GET_FEATURES"
+
+
+def test_every_payload_has_a_public_name() -> None:
+    assert {kind.__name__ for kind in KINDS} <= set(wire.__all__)

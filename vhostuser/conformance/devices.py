@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhostuser.conformance.check import Violation
-from vhostuser.frontend.net import NetFeature
+from vhostuser.frontend.features import DriverFeature
 
 if TYPE_CHECKING:
     from vhostuser.frontend.memory import GuestRam
@@ -59,7 +59,7 @@ class Device(ABC):
     rings: int
     ring: int
     writes: bool
-    features = int(NetFeature.VERSION_1)
+    features = int(DriverFeature.VERSION_1)
     echo: int | None = None
     header_size = 0
 

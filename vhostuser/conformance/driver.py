@@ -17,8 +17,8 @@ import trio
 
 from vhostuser.conformance.check import Violation
 from vhostuser.errors import ProtocolError
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.iommu import IOVA_BASE
-from vhostuser.frontend.net import NetFeature
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.rings import full_fence
 from vhostuser.frontend.split import DriverRing
@@ -85,14 +85,14 @@ class Driver:
     @property
     def packed(self) -> bool:
         """Whether rings are packed."""
-        return bool(self.connection.features & NetFeature.RING_PACKED)
+        return bool(self.connection.features & DriverFeature.RING_PACKED)
 
     # ---- memory --------------------------------------------------------------------------------------------------
 
     def told(self, region: RamRegion) -> MemoryRegion:
         """A region in the kind of addresses that was negotiated; behind an IOMMU the memory's are IOVAs."""
         message = region.message()
-        if self.connection.features & NetFeature.ACCESS_PLATFORM:
+        if self.connection.features & DriverFeature.ACCESS_PLATFORM:
             return replace(message, guest_phys_addr=message.guest_phys_addr - IOVA_BASE)
         if ProtocolFeature.GPA_ADDRESSES in self.connection.protocol:
             return replace(message, userspace_addr=message.guest_phys_addr)
@@ -123,8 +123,8 @@ class Driver:
             self.memory,
             index,
             size,
-            event_idx=bool(features & NetFeature.EVENT_IDX),
-            in_order=bool(features & NetFeature.IN_ORDER),
+            event_idx=bool(features & DriverFeature.EVENT_IDX),
+            in_order=bool(features & DriverFeature.IN_ORDER),
             region=region,
         )
         for word, fd in (("kick", ring.kick_fd), ("call", ring.call_fd), ("err", ring.err_fd)):
@@ -134,7 +134,7 @@ class Driver:
 
     def address(self, guest_phys_addr: int) -> int:
         """An address as rings are told it."""
-        plain = self.connection.features & NetFeature.ACCESS_PLATFORM
+        plain = self.connection.features & DriverFeature.ACCESS_PLATFORM
         if plain or ProtocolFeature.GPA_ADDRESSES in self.connection.protocol:
             return guest_phys_addr
         return self.memory.userspace_addr(guest_phys_addr)

@@ -104,13 +104,25 @@ class GuestRam:
         hugetlb: bool = False,
     ) -> None:
         self.regions: list[RamRegion] = []
+        self._free: list[tuple[int, int]] = []  # begin and size of what is left of each
         try:
             for begin, size in layout:
-                self.regions.append(RamRegion(begin, size, mmap_offset, seals, hugetlb))
+                self.add(RamRegion(begin, size, mmap_offset, seals, hugetlb))
         except BaseException:
             self.close()
             raise
-        self._free = [(region.guest_phys_addr, region.memory_size) for region in self.regions]
+
+    def add(self, region: RamRegion) -> RamRegion:
+        """Put a region in, as when memory is plugged in, and return it. The back-end has to be told."""
+        self.regions.append(region)
+        self._free.append((region.guest_phys_addr, region.memory_size))
+        return region
+
+    def remove(self, region: RamRegion) -> None:
+        """Take a region out and close it. The back-end should have been told before."""
+        index = self.regions.index(region)
+        del self.regions[index], self._free[index]
+        region.close()
 
     @property
     def top(self) -> int:

@@ -13,16 +13,14 @@ import struct
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict, Unpack
 
 import trio
 
 from vhostuser.errors import LocalProtocolError, RemoteProtocolError
-from vhostuser.frontend.packed import PackedDriverRing
-from vhostuser.frontend.split import DriverRing
+from vhostuser.frontend.features import RING_FEATURES, DriverFeature
+from vhostuser.frontend.layouts import make_ring
 from vhostuser.wire.features import ProtocolFeature
-from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest
 
 if TYPE_CHECKING:
@@ -30,41 +28,7 @@ if TYPE_CHECKING:
     from vhostuser.frontend.memory import GuestRam
     from vhostuser.frontend.rings import DriverQueue
 
-
-class NetFeature(IntFlag):
-    """The virtio features that this driver has a use for, or whose packets it may be asked to send."""
-
-    CSUM = 1 << 0
-    """The device takes packets with partial checksums."""
-    GUEST_CSUM = 1 << 1
-    """The driver takes packets with partial checksums."""
-    GUEST_TSO4 = 1 << 7
-    """The driver takes TCP/IPv4 segments that are too long for the wire."""
-    GUEST_TSO6 = 1 << 8
-    """The same for TCP/IPv6."""
-    HOST_TSO4 = 1 << 11
-    """The device takes TCP/IPv4 segments that are too long for the wire."""
-    HOST_TSO6 = 1 << 12
-    """The same for TCP/IPv6."""
-    MRG_RXBUF = 1 << 15
-    """A received frame may take several buffers."""
-    MQ = 1 << 22
-    """There is more than one queue pair."""
-    INDIRECT_DESC = 1 << 28
-    """A descriptor may stand for a table of descriptors."""
-    EVENT_IDX = 1 << 29
-    """Kicks and calls are asked for by index."""
-    VERSION_1 = 1 << 32
-    """Modern virtio: little-endian, twelve-byte header."""
-    ACCESS_PLATFORM = 1 << 33
-    """Addresses are IOVAs, which an IOMMU translates."""
-    RING_PACKED = 1 << 34
-    """Rings have the packed layout."""
-    IN_ORDER = 1 << 35
-    """The device uses buffers in the order in which they were made available."""
-
-
-DRIVER_FEATURES = NetFeature.MRG_RXBUF | NetFeature.INDIRECT_DESC | NetFeature.EVENT_IDX | NetFeature.VERSION_1
+DRIVER_FEATURES = RING_FEATURES | DriverFeature.MRG_RXBUF
 """What :meth:`NetDriver.start` acknowledges unless told otherwise: no offloads, so that frames are plain."""
 
 _FIELDS = struct.Struct("<BBHHHH")
@@ -139,8 +103,8 @@ class NetDriver:
     ) -> None:
         self.rx = rx
         self.tx = tx
-        self.header_size = 12 if features & (NetFeature.VERSION_1 | NetFeature.MRG_RXBUF) else 10
-        self.mergeable = bool(features & NetFeature.MRG_RXBUF)
+        self.header_size = 12 if features & (DriverFeature.VERSION_1 | DriverFeature.MRG_RXBUF) else 10
+        self.mergeable = bool(features & DriverFeature.MRG_RXBUF)
         self._rx_buffer_size = rx_buffer_size
         self._tx_buffer_size = tx_buffer_size
         self._rx_unused = [rx.memory.alloc(rx_buffer_size) for _ in range(rx.size)]
@@ -182,7 +146,7 @@ class NetDriver:
         """Bring a device up: negotiate, tell the memory, and open so many queue pairs.
 
         Args:
-            front_end: The connection, nothing said on it yet.
+            front_end: The connection, nothing said on it yet (``connect(path, negotiate=False)``).
             memory: The guest's memory.
             pairs: Number of queue pairs; more than one need MQ.
             features: Virtio features to acknowledge if they are offered.
@@ -193,17 +157,17 @@ class NetDriver:
         Raises:
             LocalProtocolError: The back-end does not offer what is insisted on, or has fewer queue pairs.
         """
-        insisted = NetFeature.RING_PACKED * packed | NetFeature.IN_ORDER * in_order | NetFeature.MQ * (pairs > 1)
+        insisted = (
+            DriverFeature.RING_PACKED * packed | DriverFeature.IN_ORDER * in_order | DriverFeature.MQ * (pairs > 1)
+        )
         await front_end.negotiate(features | insisted)
-        if missing := NetFeature(insisted & ~int(front_end.features)):
+        if missing := DriverFeature(insisted & ~int(front_end.features)):
             raise LocalProtocolError(f"the back-end offers {front_end.offered:#x}, without {missing!r}")
         if pairs > 1:
             await _check_pairs(front_end, pairs)
         await front_end.set_mem_table(memory)
         with ExitStack() as opened:
-            drivers = [
-                opened.enter_context(await cls.open_pair(front_end, memory, pair, **sizes)) for pair in range(pairs)
-            ]
+            drivers = [opened.enter_context(await cls.open_pair(front_end, pair, **sizes)) for pair in range(pairs)]
             opened.pop_all()
         return drivers
 
@@ -211,20 +175,16 @@ class NetDriver:
     async def open_pair(
         cls,
         front_end: FrontEnd,
-        memory: GuestRam,
         pair: int = 0,
         *,
         size: int = 256,
         rx_buffer_size: int = 2048,
         tx_buffer_size: int = 2048,
     ) -> NetDriver:
-        """Make the two rings of a pair in memory that was told, post receive buffers, and start the rings."""
-        features = front_end.features
-        layout = PackedDriverRing if features & NetFeature.RING_PACKED else DriverRing
-        event_idx, in_order = bool(features & NetFeature.EVENT_IDX), bool(features & NetFeature.IN_ORDER)
-        rx, tx = (layout(memory, 2 * pair + i, size, event_idx=event_idx, in_order=in_order) for i in range(2))
+        """Make the two rings of a pair in the front-end's memory, post receive buffers, and start the rings."""
+        rx, tx = (make_ring(front_end.memory, 2 * pair + i, size, front_end.features) for i in range(2))
         try:
-            driver = cls(rx, tx, features, rx_buffer_size, tx_buffer_size)
+            driver = cls(rx, tx, front_end.features, rx_buffer_size, tx_buffer_size)
             driver.fill()
             await front_end.start_ring(rx)
             await front_end.start_ring(tx)
@@ -336,7 +296,6 @@ class NetDriver:
 async def _check_pairs(front_end: FrontEnd, pairs: int) -> None:
     if ProtocolFeature.MQ not in front_end.protocol_features:
         raise LocalProtocolError(f"{pairs} queue pairs: the back-end does not offer the protocol feature MQ")
-    reply = await front_end.request(FrontendRequest.GET_QUEUE_NUM)
-    assert isinstance(reply, U64), reply  # the table of requests says so
-    if pairs > reply.value:
-        raise LocalProtocolError(f"{pairs} queue pairs: the back-end has {reply.value}")
+    offered = await front_end.word(FrontendRequest.GET_QUEUE_NUM)
+    if pairs > offered:
+        raise LocalProtocolError(f"{pairs} queue pairs: the back-end has {offered}")

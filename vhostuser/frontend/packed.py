@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vhostuser.frontend.rings import Buffer, Chain, DescriptorFlags, DriverQueue, Used
 
@@ -67,8 +67,13 @@ class PackedDescriptor(NamedTuple):
     id: int = 0
     flags: int = 0
 
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read it from sixteen bytes."""
+        return cls(*_DESCRIPTOR.unpack(data))
+
     def pack(self) -> bytes:
-        """Its sixteen bytes."""
+        """Its sixteen bytes; those of several, side by side, are an indirect table."""
         return _DESCRIPTOR.pack(*self)
 
 

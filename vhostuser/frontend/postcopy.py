@@ -65,13 +65,10 @@ class PageServer:
         self._fd = fds.take()
         await front_end.request(FrontendRequest.POSTCOPY_LISTEN)
         front_end.listening = True
-        if ProtocolFeature.CONFIGURE_MEM_SLOTS in front_end.protocol_features:
-            acknowledged = FrontendRequest.ADD_MEM_REG
-            for region in self._memory.regions:
-                self.places += await front_end.add_mem_reg(region)
-        else:
-            acknowledged = FrontendRequest.SET_MEM_TABLE
-            self.places += await front_end.set_mem_table(self._memory)
+        front_end.memory = self._memory
+        self.places += await front_end.tell_memory()
+        slots = ProtocolFeature.CONFIGURE_MEM_SLOTS in front_end.protocol_features
+        acknowledged = FrontendRequest.ADD_MEM_REG if slots else FrontendRequest.SET_MEM_TABLE
         await front_end.send_frame(Frame(acknowledged, VERSION, bytes(8)))
 
     async def end(self, front_end: FrontEnd) -> None:

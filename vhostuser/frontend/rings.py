@@ -200,6 +200,11 @@ class DriverQueue(ABC):
             await trio.lowlevel.wait_readable(self.call_fd.fileno())
             os.eventfd_read(self.call_fd.fileno())
 
+    async def wait_broken(self) -> None:
+        """Wait until the back-end tells that the ring is broken: it goes on after it was stopped and started again."""
+        await trio.lowlevel.wait_readable(self.err_fd.fileno())
+        os.eventfd_read(self.err_fd.fileno())
+
     def close(self) -> None:
         """Close the eventfds; the memory stays the guest's."""
         for fd in (self.kick_fd, self.call_fd, self.err_fd):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vhostuser.errors import RemoteProtocolError
 from vhostuser.frontend.rings import Buffer, Chain, DescriptorFlags, DriverQueue, Used, full_fence
@@ -38,8 +38,13 @@ class Descriptor(NamedTuple):
     flags: int = 0
     next: int = 0
 
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read it from sixteen bytes."""
+        return cls(*_DESCRIPTOR.unpack(data))
+
     def pack(self) -> bytes:
-        """Its sixteen bytes."""
+        """Its sixteen bytes; those of several, side by side, are an indirect table."""
         return _DESCRIPTOR.pack(*self)
 
 
@@ -60,7 +65,7 @@ class SplitRing:
 
     def descriptor(self, index: int) -> Descriptor:
         """Read a descriptor."""
-        return Descriptor(*_DESCRIPTOR.unpack(self.memory.read(self.desc_addr + 16 * index, 16)))
+        return Descriptor.parse(self.memory.read(self.desc_addr + 16 * index, 16))
 
     def set_descriptor(self, index: int, descriptor: Descriptor) -> None:
         """Write a descriptor."""

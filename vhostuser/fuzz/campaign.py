@@ -24,7 +24,7 @@ from vhostuser.fuzz.avoidance import Avoidance
 from vhostuser.fuzz.breaking import broken
 from vhostuser.fuzz.corpus import Corpus
 from vhostuser.fuzz.course import Course
-from vhostuser.fuzz.establish import Found, establish, settled
+from vhostuser.fuzz.establish import CONFIRMATIONS, Found, establish, settled
 from vhostuser.fuzz.memory import MemoryWatch
 from vhostuser.fuzz.model import Known
 from vhostuser.fuzz.reached import Reached
@@ -35,6 +35,7 @@ from vhostuser.transcript.file import save
 from vhostuser.wire.requests import FrontendRequest
 
 _REMEMBERED = 6  # conversations on one target that a finding may depend on
+_ATTEMPTS = 3  # to show a finding again, each with the conversation that met it
 _LIFE = 2000  # conversations until a target is exchanged for a fresh one
 
 
@@ -132,13 +133,20 @@ class Campaign:
         return self.progress.reached.add(known, entries, examined.performance)
 
     def claim(self, finding: Finding, entries: tuple[Entry, ...]) -> Found | None:
-        """A new finding is whoever's asks first; None for one that is known."""
-        if (known := self.progress.found.get(finding.name)) is not None:
-            known.seen += 1
+        """A finding that is new belongs to whoever's asks first; so does one that has not shown again yet.
+
+        None for what is known, or was tried often enough.
+        """
+        found = self.progress.found.get(finding.name)
+        if found is None:
+            found = Found(finding, entries, seconds=time.monotonic() - self._begin)
+            self.progress.found[finding.name] = found
+            self._news(self.progress)
+            return found
+        found.seen += 1
+        if found.busy or found.confirmed == CONFIRMATIONS or found.attempts == _ATTEMPTS:
             return None
-        found = Found(finding, entries, seconds=time.monotonic() - self._begin)
-        self.progress.found[finding.name] = found
-        self._news(self.progress)
+        found.finding, found.entries = finding, entries
         return found
 
     async def establish(self, found: Found, before: Sequence[tuple[Entry, ...]]) -> None:

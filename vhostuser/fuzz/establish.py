@@ -2,9 +2,9 @@
 
 Must not know: how conversations are made, campaigns.
 
-How: what ends a target needs a fresh one for each trial; what only draws a bad answer is tried on one target after the
-other conversation, which is faster. Minimising has the patience of the search; the last trials have more, each on a
-fresh target. What does not show alone is tried again behind the conversations that came before it.
+How: what ends a target or stays in it needs a fresh one for each trial; what only draws a bad answer is tried on one
+target all the time, which is faster. Minimising has the patience of the search; the last trials have more. What does
+not show alone is tried again behind the conversations that came before it.
 """
 
 from __future__ import annotations
@@ -40,17 +40,21 @@ class Found:
         finding: What happened.
         entries: The smallest conversation that shows it.
         confirmed: How often it showed when it was tried again at the end.
+        attempts: How often it was tried to make it small.
         seen: How often the search met it.
         seconds: When, since the beginning of the search.
         path: Where its transcript is.
+        busy: Whether it is being made small right now.
     """
 
     finding: Finding
     entries: tuple[Entry, ...]
     confirmed: int = 0
+    attempts: int = 0
     seen: int = 1
     seconds: float = 0.0
     path: Path | None = None
+    busy: bool = False
 
 
 async def establish(found: Found, targets: Range, patience: float, before: Sequence[tuple[Entry, ...]]) -> None:
@@ -62,23 +66,24 @@ async def establish(found: Found, targets: Range, patience: float, before: Seque
         patience: Seconds to wait for an answer while it is made smaller.
         before: The conversations that the target had before, the latest last.
     """
-    found.confirmed = 0
-    async with _trials(targets, found.finding, patience) as shows:
-        whole = await _reproduced(shows, found, before)
-        if whole is None:
-            return
-        trials = _FEWER_TRIALS if found.finding.trouble in _GROWING else _TRIALS
-        found.entries = await minimise(whole, shows, trials=trials)
-    found.confirmed = await confirm(found.finding, found.entries, targets, _PATIENT * patience)
+    found.confirmed, found.busy = 0, True
+    found.attempts += 1
+    try:
+        async with _trials(targets, found.finding, patience) as shows:
+            whole = await _reproduced(shows, found, before)
+            if whole is None:
+                return
+            trials = _FEWER_TRIALS if found.finding.trouble in _GROWING else _TRIALS
+            found.entries = await minimise(whole, shows, trials=trials)
+        found.confirmed = await confirm(found.finding, found.entries, targets, _PATIENT * patience)
+    finally:
+        found.busy = False
 
 
 async def confirm(finding: Finding, entries: tuple[Entry, ...], targets: Range, patience: float) -> int:
-    """How many times of :data:`CONFIRMATIONS` a conversation shows a finding, each time on a fresh target."""
-    times = 0
-    for _ in range(CONFIRMATIONS):
-        async with _trials(targets, finding, patience) as shows:
-            times += await shows(entries)
-    return times
+    """How many times of :data:`CONFIRMATIONS` a conversation shows a finding."""
+    async with _trials(targets, finding, patience) as shows:
+        return sum([await shows(entries) for _ in range(CONFIRMATIONS)])
 
 
 async def _reproduced(shows: _Trials, found: Found, before: Sequence[tuple[Entry, ...]]) -> tuple[Entry, ...] | None:

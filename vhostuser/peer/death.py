@@ -20,9 +20,8 @@ GDB_TIMEOUT = 60.0  # seconds; a large program's symbols take a few
 _DEPTH = 12  # frames looked at
 _LAST_LINES = 30
 
-#: Where functions live that only carry the news: the fault is their caller's.
-_MESSENGERS = re.compile(r"(raise|abort|__assert_fail|pthread_kill|gsignal|__fortify|__chk_fail|__libc_message)")
-_LIBRARY = "libc.so"
+#: Where a fault shows that lies with the caller.
+_LIBRARIES = ("libc.so", "libc_malloc_debug.so", "libglib-2.0.so", "libstdc++.so", "ld-linux")
 _ASSERTION = re.compile(r"(?P<where>[\w.~-]+): Assertion `(?P<what>.*)' failed")
 _GLIB = re.compile(r"ERROR:[^:]+:\d+:(?P<where>\w+): (?P<what>assertion failed.*|code should not be reached)")
 _SANITIZER = re.compile(
@@ -107,13 +106,10 @@ def _frames(core: Path, program: Path) -> tuple[str, ...]:
     told = _gdb(core, program, *each * _DEPTH, "info proc mappings")
     names: dict[str, None] = {}  # at the outermost frame `up` stays where it is
     for symbol, address in _PLACE.findall(told):
-        found = _SYMBOL.match(symbol)
-        if not found:
-            place = _in_file(told, int(address, 16))
-            if names or not place.startswith(_LIBRARY):  # abort and its kin have no names where symbols were stripped
-                names[place] = None
-        elif not _MESSENGERS.search(found["name"]):
-            names[f"{found['name']}+{found['distance'] or 0}"] = None
+        file = _in_file(told, int(address, 16))
+        if names or not file.startswith(_LIBRARIES):
+            found = _SYMBOL.match(symbol)
+            names[f"{found['name']}+{found['distance'] or 0}" if found else file] = None
     return tuple(name for name in names if name)
 
 

@@ -16,9 +16,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import trio
 
@@ -30,8 +31,9 @@ from vhostuser.peer.footprint import Footprint, resident
 SOCKET = "{socket}"
 """Stands in a command line for the path of the socket."""
 
-#: The kernel kills what runs behind this prefix when its parent dies.
-_DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+#: The kernel kills what runs behind this prefix when its parent dies, and lays its memory out the same each time.
+_PREFIX = ("setpriv", "--pdeathsig", "KILL", "--", "setarch", "--addr-no-randomize")
+NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
 _SETTLED = 5  # looks in a row that have to be equal
 _LOOK = 0.01  # seconds between two looks
 _WITHOUT_SHARED = "0x31"  # core(5): private memory and ELF headers; shared memory is the guest's
@@ -49,7 +51,7 @@ class Program:
         path: where it listens, or connects to.
     """
 
-    def __init__(self, words: list[str], folder: Path, path: Path) -> None:
+    def __init__(self, words: list[str], folder: Path, path: Path, env: Mapping[str, str]) -> None:
         self.path = path
         self._file = Path(words[0])
         self._folder = folder
@@ -57,11 +59,12 @@ class Program:
         with (folder / "output").open("wb") as output:
             # not by Trio: the kernel takes the thread that starts it for its parent, and Trio's threads come and go
             self._popen = subprocess.Popen(
-                [*_DIES_WITH_PARENT, *words],
+                [*_PREFIX, *words],
                 stdin=subprocess.PIPE,  # open as long as it runs: some programs end at its end
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
+                env={**os.environ, **env},
                 start_new_session=True,
             )
         self._pidfd = OwnedFd(os.pidfd_open(self.pid))
@@ -136,13 +139,16 @@ class Program:
 
 
 @asynccontextmanager
-async def started(command: str, *, listens: bool = True, within: float = 30.0) -> AsyncIterator[Program]:
+async def started(
+    command: str, *, listens: bool = True, within: float = 30.0, env: Mapping[str, str] = NOTHING_MORE
+) -> AsyncIterator[Program]:
     """Start a program and end it when the block ends.
 
     Args:
         command: its command line, split as a shell does, in which ``{socket}`` stands for the socket's path.
         listens: wait until it listens there; else it is for the caller to listen before.
         within: seconds for that.
+        env: added to our environment.
 
     Raises:
         ProgramError: it cannot be started, or does not listen.
@@ -151,7 +157,7 @@ async def started(command: str, *, listens: bool = True, within: float = 30.0) -
     with tempfile.TemporaryDirectory(prefix="vhostuser-peer-") as name:
         folder = Path(name)
         path = folder / "vhost-user.sock"
-        program = Program([word.replace(SOCKET, str(path)) for word in words], folder, path)
+        program = Program([word.replace(SOCKET, str(path)) for word in words], folder, path, env)
         try:
             _keep_core(program.pid)
             if listens:

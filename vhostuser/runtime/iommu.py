@@ -1,6 +1,6 @@
 """What a connection knows of the front-end's IOMMU, and what it asks.
 
-Must not know which rings there are, nor how they come to use a new table: the connection sees to that.
+Must not know which rings there are, nor how they come to use a new table: ``rings`` sees to that.
 
 A ring that needs a translation waits for it in its thread and costs nothing meanwhile. The front-end is asked once for
 each page, and for a bounded number of them at a time. It answers by an update on the main channel, which every ring
@@ -12,9 +12,11 @@ from __future__ import annotations
 import trio
 
 from vhostuser.runtime.backend_channel import BackendChannel
+from vhostuser.session.backend import BackendSession
 from vhostuser.virtio.iotlb import Iotlb
 from vhostuser.virtio.layout import ASK_DENIED, ASK_TRANSLATION
 from vhostuser.virtio.memory import GuestMemory
+from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import Iotlb as IotlbMessage
 from vhostuser.wire.messages import IotlbType
 from vhostuser.wire.requests import BackendRequest
@@ -31,10 +33,16 @@ class Iommu:
         table: the present snapshot; all rings use this one, or are about to.
     """
 
-    def __init__(self, channel: BackendChannel) -> None:
+    def __init__(self, session: BackendSession, channel: BackendChannel) -> None:
         self.table = Iotlb(GuestMemory())
+        self._session = session
         self._channel = channel
         self._questions: set[tuple[int, int, int]] = set()
+
+    @property
+    def active(self) -> Iotlb | None:
+        """The table, if the driver's addresses are those of an IOMMU."""
+        return self.table if self._session.features & VhostFeature.ACCESS_PLATFORM else None
 
     def ask(self, nursery: trio.Nursery, what: int, iova: int, perm: int) -> None:
         """Ask what a ring asks, unless that is being asked already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import trio
@@ -43,7 +44,7 @@ class Server:
         self._endpoint = endpoint
         self._watch = watch
         self._connection: Connection | None = None
-        self._counters: dict[str, int] = {}
+        self._counters: Counter[str] = Counter()
         self._userfaults = userfaults
 
     async def run(self) -> None:
@@ -72,7 +73,7 @@ class Server:
 
     def counters(self) -> dict[str, int]:
         """All counters by name: packets and notifications since the server was made, and sessions."""
-        counters = self._connection.live_counters() if self._connection else dict(self._counters)
+        counters = self._connection.rings.live_counters() if self._connection else self._counters
         return {"sessions": self.sessions, **counters, **self._device.counters()}
 
     async def in_turns(self, function: Callable[[int, Pump], None]) -> None:
@@ -82,7 +83,7 @@ class Server:
         """
         if self._connection is not None:
             with trio.CancelScope(shield=True):
-                await self._connection.in_turns(function)
+                await self._connection.rings.in_turns(function)
 
 
 def _first(error: BaseException) -> BaseException:

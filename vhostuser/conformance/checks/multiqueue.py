@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhostuser.conformance.check import NotApplicable, Violation, checks
-from vhostuser.frontend.net import NetFeature
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import VringState
 from vhostuser.wire.requests import FrontendRequest
@@ -38,7 +38,7 @@ async def the_number_of_queues_is_that_of_pairs(probe: Probe) -> None:
 
 @checks("VU-MQ-2", needs=(P.MQ,), devices=("net",))
 async def a_pair_that_is_not_used_needs_nothing(probe: Probe) -> None:
-    driver = await probe.driver(NetFeature.MQ)
+    driver = await probe.driver(DriverFeature.MQ)
     await _pairs(driver.connection)
     for index in (2, 3):
         await driver.connection.accepted(R.SET_VRING_ENABLE, VringState(index, 1))
@@ -52,7 +52,7 @@ async def a_pair_that_is_not_used_needs_nothing(probe: Probe) -> None:
 
 async def _both(probe: Probe) -> Driver:
     """A driver with two pairs that run."""
-    driver = await probe.driver(NetFeature.MQ)
+    driver = await probe.driver(DriverFeature.MQ)
     await _pairs(driver.connection)
     for index in (2, 3):
         ring = driver.make_ring(index)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vhostuser.conformance.check import NotApplicable, Violation, checks
 from vhostuser.conformance.connection import NEED_REPLY, REQUEST
-from vhostuser.frontend.net import NetFeature
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64, VringState
 from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest
@@ -107,7 +107,12 @@ async def features_stay_while_a_ring_is_started(probe: Probe) -> None:
 
 def _changeable(probe: Probe, connection: Connection) -> int:
     """A feature that was offered and not acknowledged, and changes little; else one that was."""
-    for feature in (NetFeature.INDIRECT_DESC, NetFeature.EVENT_IDX, NetFeature.MRG_RXBUF, NetFeature.VERSION_1):
+    for feature in (
+        DriverFeature.INDIRECT_DESC,
+        DriverFeature.EVENT_IDX,
+        DriverFeature.MRG_RXBUF,
+        DriverFeature.VERSION_1,
+    ):
         if probe.offer.virtio & feature:
             return feature
     raise NotApplicable("no virtio feature is offered that could change")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhostuser.conformance.check import NotApplicable, Violation, checks
-from vhostuser.frontend.net import NetFeature
+from vhostuser.frontend.features import DriverFeature
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest
@@ -307,7 +307,7 @@ async def values_of_the_other_layout(probe: Probe) -> None:
     for request, value in ((R.SET_VRING_BASE, 0x8001_8001), (R.SET_VRING_NUM, _NUM - 1)):
         driver, ring = await _halted(probe)
         connection, index, split = driver.connection, ring.index, driver.connection.features
-        await connection.accepted(R.SET_FEATURES, U64(split | NetFeature.RING_PACKED))
+        await connection.accepted(R.SET_FEATURES, U64(split | DriverFeature.RING_PACKED))
         await connection.accepted(R.SET_VRING_NUM, VringState(index, _NUM))
         await connection.accepted(request, VringState(index, value))
         await connection.accepted(R.SET_FEATURES, U64(split))

@@ -16,7 +16,7 @@ async def _get_inflight_fd(connection: Connection, message: Message) -> Done:
     """Make a region and use it: a front-end need not send the one back that it has just got."""
     assert isinstance(message.payload, Inflight)
     _check_stopped(connection, message)
-    return Done(*connection.inflight.make(message.payload, connection.session.features))
+    return Done(*connection.rings.inflight.make(message.payload, connection.session.features))
 
 
 @handles(R.SET_INFLIGHT_FD)
@@ -25,7 +25,7 @@ async def _set_inflight_fd(connection: Connection, message: Message) -> None:
     _check_stopped(connection, message)
     connection.check_mapped(message.payload.mmap_size)
     with message.fds.take() as fd:
-        connection.inflight.take(message.payload, fd, connection.session.features)
+        connection.rings.inflight.take(message.payload, fd, connection.session.features)
 
 
 @handles(R.GET_VRING_BASE)
@@ -38,7 +38,7 @@ async def _get_vring_base(connection: Connection, message: Message) -> Payload:
     waits = (
         ProtocolFeature.GET_VRING_BASE_INFLIGHT not in acknowledged
         or ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN in acknowledged
-        or not connection.inflight.present
+        or not connection.rings.inflight.present
     )
     return await _stop(connection, message, waits)
 
@@ -50,10 +50,10 @@ async def _get_vring_base_skip_drain(connection: Connection, message: Message) -
 
 async def _stop(connection: Connection, message: Message, waits: bool) -> Payload:
     assert isinstance(message.payload, VringState)
-    vring = connection.vrings[message.payload.index]
+    vring = connection.rings.vrings[message.payload.index]
     if waits:
-        await connection.drain(vring.index)
-    await connection.stop(vring.index, keep=not waits)
+        await connection.rings.drain(vring.index)
+    await connection.rings.stop(vring.index, keep=not waits)
     return VringState(vring.index, vring.base)
 
 

@@ -20,7 +20,7 @@ async def _iotlb_msg(connection: Connection, message: Message) -> Payload:
     assert isinstance(message.payload, Iotlb)
     if not connection.session.features & VhostFeature.ACCESS_PLATFORM:
         raise NotNegotiatedError("IOTLB_MSG: ACCESS_PLATFORM is not acknowledged", rule="VU-IOTLB-4")
-    await connection.adopt_iotlb(_changed(connection.iommu.table, message.payload))
+    await connection.rings.adopt_iotlb(_changed(connection.iommu.table, message.payload))
     return U64(0)
 
 

@@ -17,13 +17,13 @@ async def _set_log_base(connection: Connection, message: Message) -> Payload:
     assert isinstance(message.payload, Log)
     log = message.payload
     connection.check_mapped(log.mmap_size)
-    check_covers(log.mmap_size, connection.memory)
+    check_covers(log.mmap_size, connection.rings.memory)
     with message.fds.take() as fd:
         mapped = DirtyLog(fd.fileno(), log.mmap_size, log.mmap_offset)
-    await connection.logging.use(mapped)
+    await connection.rings.logging.use(mapped)
     return log
 
 
 @handles(R.SET_LOG_FD)
 async def _set_log_fd(connection: Connection, message: Message) -> None:
-    await connection.logging.notify(take_notifier(connection, message))
+    await connection.rings.logging.notify(take_notifier(connection, message))

@@ -17,8 +17,9 @@ from vhostuser.errors import PayloadError, StateError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
+from vhostuser.runtime.vring import areas
 from vhostuser.virtio.memory import GuestMemory, Mapping
-from vhostuser.wire.features import ProtocolFeature
+from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64, MemoryRegion, MemoryTable, Message, Payload, SingleRegion
 from vhostuser.wire.requests import FrontendRequest as R
 
@@ -33,8 +34,8 @@ async def _set_mem_table(connection: Connection, message: Message) -> Payload | 
     if connection.postcopy.listening:
         _announce(connection, memory)
         return MemoryTable(tuple(_moved(memory, region) for region in message.payload.regions))
-    await connection.adopt(memory)
-    await connection.start_waiting()
+    await connection.rings.adopt(memory)
+    await connection.rings.start_waiting()
     return None
 
 
@@ -47,7 +48,7 @@ async def _get_max_mem_slots(connection: Connection, message: Message) -> Payloa
 async def _add_mem_reg(connection: Connection, message: Message) -> Payload | None:
     """Add a region. A started ring runs as soon as it finds all of its memory, which this region need not hold."""
     assert isinstance(message.payload, SingleRegion)
-    present = (connection.postcopy.announced or connection.memory).mappings
+    present = (connection.postcopy.announced or connection.rings.memory).mappings
     if known := _known(connection, present, message.payload.region, message.fds.filenos()[0]):
         known.claims += 1
         if connection.postcopy.listening:  # it will be acknowledged like any other
@@ -61,8 +62,8 @@ async def _add_mem_reg(connection: Connection, message: Message) -> Payload | No
     if connection.postcopy.listening:
         _announce(connection, memory)
         return SingleRegion(_moved(memory, message.payload.region))
-    await connection.adopt(memory)
-    await connection.start_waiting(patient=True)
+    await connection.rings.adopt(memory)
+    await connection.rings.start_waiting(patient=True)
     return None
 
 
@@ -72,7 +73,8 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
     assert isinstance(message.payload, SingleRegion)
     region = message.payload.region
     told = region.guest_phys_addr, region.memory_size, _userspace_addr(connection, region)
-    for mapping in connection.memory.mappings:
+    present = connection.rings.memory.mappings
+    for mapping in present:
         if (mapping.guest_phys_addr, mapping.memory_size, mapping.userspace_addr) == told:
             break
     else:
@@ -81,9 +83,17 @@ async def _rem_mem_reg(connection: Connection, message: Message) -> None:
         mapping.claims -= 1
         return
     begin = mapping.userspace_addr
-    if rings := connection.rings_in(range(begin, begin + mapping.memory_size)):
+    if rings := _rings_in(connection, range(begin, begin + mapping.memory_size)):
         raise StateError(f"REM_MEM_REG: vrings {rings} run in {mapping!r}", rule="VU-SLOT-3")
-    await connection.adopt(GuestMemory(other for other in connection.memory.mappings if other is not mapping))
+    await connection.rings.adopt(GuestMemory(other for other in present if other is not mapping))
+
+
+def _rings_in(connection: Connection, addresses: range) -> list[int]:
+    """The live rings of which some part begins there; behind an IOMMU none, their addresses are others."""
+    if connection.session.features & VhostFeature.ACCESS_PLATFORM:
+        return []
+    placed = [(vring.index, vring.addr) for vring in connection.rings.vrings if vring.live and vring.addr]
+    return [index for index, addr in placed if any(area in addresses for area in areas(addr))]
 
 
 def _map(
@@ -119,12 +129,12 @@ def _announce(connection: Connection, memory: GuestMemory) -> None:
     """Keep a table for when the front-end will have acknowledged it; the one that was kept makes way."""
     earlier = connection.postcopy.announced
     try:
-        connection.postcopy.announce(memory, connection.memory)
+        connection.postcopy.announce(memory, connection.rings.memory)
     except BaseException:
-        memory.close(connection.memory, *([earlier] if earlier else []))
+        memory.close(connection.rings.memory, *([earlier] if earlier else []))
         raise
     if earlier is not None:
-        earlier.close(connection.memory, memory)
+        earlier.close(connection.rings.memory, memory)
 
 
 def _moved(memory: GuestMemory, region: MemoryRegion) -> MemoryRegion:

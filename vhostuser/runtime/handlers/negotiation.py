@@ -31,9 +31,9 @@ async def _set_features(connection: Connection, message: Message) -> None:
     """The session keeps them. What rings that run have to follow: LOG_ALL, and that all are enabled without bit 30."""
     assert isinstance(message.payload, U64)
     features = message.payload.value
-    await connection.logging.switch(bool(features & VhostFeature.LOG_ALL))
+    await connection.rings.logging.switch(bool(features & VhostFeature.LOG_ALL))
     if not features & VhostFeature.PROTOCOL_FEATURES:
-        for vring in connection.vrings:
+        for vring in connection.rings.vrings:
             await enable(connection, vring)
 
 

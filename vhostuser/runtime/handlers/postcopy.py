@@ -17,7 +17,7 @@ async def _postcopy_advise(connection: Connection, message: Message) -> Done:
 
 @handles(R.POSTCOPY_LISTEN)
 async def _postcopy_listen(connection: Connection, message: Message) -> None:
-    connection.postcopy.listen(connection.memory)
+    connection.postcopy.listen(connection.rings.memory)
 
 
 @handles(R.POSTCOPY_END)

@@ -25,7 +25,7 @@ async def _set_status(connection: Connection, message: Message) -> None:
 @handles(R.RESET_DEVICE)
 async def _reset_device(connection: Connection, message: Message) -> None:
     await _stop_all(connection)
-    for vring in connection.vrings:
+    for vring in connection.rings.vrings:
         vring.num = vring.base = 0
         vring.addr = None
     _reset(connection)
@@ -34,7 +34,7 @@ async def _reset_device(connection: Connection, message: Message) -> None:
 @handles(R.RESET_OWNER)
 async def _reset_owner(connection: Connection, message: Message) -> None:
     await _stop_all(connection)
-    await connection.logging.reset()
+    await connection.rings.logging.reset()
 
 
 def _reset(connection: Connection) -> None:
@@ -43,6 +43,6 @@ def _reset(connection: Connection) -> None:
 
 
 async def _stop_all(connection: Connection) -> None:
-    for vring in connection.vrings:
-        await connection.stop(vring.index)
-    connection.inflight.close()  # the rings will be new ones, with nothing in flight
+    for vring in connection.rings.vrings:
+        await connection.rings.stop(vring.index)
+    connection.rings.inflight.close()  # the rings will be new ones, with nothing in flight

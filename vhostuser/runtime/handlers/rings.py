@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from vhostuser.errors import FdError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
 from vhostuser.runtime.vring import Vring, areas
+from vhostuser.session.vrings import check_packed_base
 from vhostuser.transport.eventfds import check_notifier
+from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import Message, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest as R
 
@@ -17,7 +17,7 @@ from vhostuser.wire.requests import FrontendRequest as R
 @handles(R.SET_VRING_NUM)
 async def _set_vring_num(connection: Connection, message: Message) -> None:
     vring, num = _state(connection, message)
-    connection.check_addresses(vring.index, num, vring.addr)
+    connection.rings.check_addresses(vring.index, num, vring.addr)
     vring.num = num
     await _refresh_if_started(connection, vring)
 
@@ -25,7 +25,8 @@ async def _set_vring_num(connection: Connection, message: Message) -> None:
 @handles(R.SET_VRING_BASE)
 async def _set_vring_base(connection: Connection, message: Message) -> None:
     vring, base = _state(connection, message)
-    connection.check_base(vring.index, vring.num, base)
+    if vring.num and connection.session.features & VhostFeature.RING_PACKED:
+        check_packed_base(vring.index, base, vring.num)
     vring.base = base
 
 
@@ -38,11 +39,11 @@ async def _set_vring_enable(connection: Connection, message: Message) -> None:
 @handles(R.SET_VRING_ADDR)
 async def _set_vring_addr(connection: Connection, message: Message) -> None:
     assert isinstance(message.payload, VringAddr)
-    vring = connection.vrings[message.payload.index]
-    connection.check_addresses(vring.index, vring.num, message.payload)
+    vring = connection.rings.vrings[message.payload.index]
+    connection.rings.check_addresses(vring.index, vring.num, message.payload)
     before, vring.addr = vring.addr, message.payload
     if vring.live and before is not None and areas(before) == areas(vring.addr):
-        await connection.log_anew()  # a chain that a device works on stays where it is
+        await connection.rings.log_anew()  # a chain that a device works on stays where it is
     else:
         await _refresh_if_started(connection, vring)
 
@@ -58,7 +59,7 @@ async def _set_vring_kick(connection: Connection, message: Message) -> None:
     await _replace(connection, vring, "kick", fd)
     if not vring.live:
         try:
-            await connection.refresh(vring.index)
+            await connection.rings.refresh(vring.index)
         except BaseException:
             vring.close("kick")
             raise
@@ -71,7 +72,7 @@ async def _vring_kick(connection: Connection, message: Message) -> None:
     if vring.live:
         connection.inband.kick(vring.index)
     else:
-        await connection.refresh(vring.index)
+        await connection.rings.refresh(vring.index)
 
 
 @handles(R.SET_VRING_CALL)
@@ -89,8 +90,7 @@ async def _set_vring_err(connection: Connection, message: Message) -> None:
 async def enable(connection: Connection, vring: Vring, enabled: bool = True) -> None:
     """Have a live ring's thread process it, or not; one that is not live learns it when it starts."""
     if vring.live:
-        ring = connection.ring(vring.index)
-        await connection.group(vring.index).call(lambda: setattr(ring, "enabled", enabled))
+        await connection.rings.in_turn(vring.index, lambda ring: setattr(ring, "enabled", enabled))
 
 
 def take_notifier(connection: Connection, message: Message, whose: str = "") -> OwnedFd:
@@ -112,26 +112,26 @@ def take_notifier(connection: Connection, message: Message, whose: str = "") -> 
 async def _replace(connection: Connection, vring: Vring, name: str, fd: OwnedFd | None) -> None:
     """Give a ring its new kick, call or err; the old one is closed when the ring's thread uses it no longer."""
     if vring.live:
-        set_fd = getattr(connection.ring(vring.index), f"set_{name}")
-        await connection.group(vring.index).call(partial(set_fd, connection.inband.notifier(vring, name, fd)))
+        notifier = connection.inband.notifier(vring, name, fd)
+        await connection.rings.in_turn(vring.index, lambda ring: getattr(ring, f"set_{name}")(notifier))
     vring.close(name)
     setattr(vring, name, fd)
 
 
 def _state(connection: Connection, message: Message) -> tuple[Vring, int]:
     assert isinstance(message.payload, VringState)
-    return connection.vrings[message.payload.index], message.payload.num
+    return connection.rings.vrings[message.payload.index], message.payload.num
 
 
 def _notifier(connection: Connection, message: Message) -> tuple[Vring, OwnedFd | None]:
     """The vring of a KICK, CALL or ERR, and its descriptor; None: there is none, on purpose."""
     assert isinstance(message.payload, VringFd)
     if message.payload.no_fd:
-        return connection.vrings[message.payload.index], None
+        return connection.rings.vrings[message.payload.index], None
     index = message.payload.index
-    return connection.vrings[index], take_notifier(connection, message, f" (vring {index})")
+    return connection.rings.vrings[index], take_notifier(connection, message, f" (vring {index})")
 
 
 async def _refresh_if_started(connection: Connection, vring: Vring) -> None:
     if connection.session.vrings[vring.index].started:
-        await connection.refresh(vring.index)
+        await connection.rings.refresh(vring.index)
