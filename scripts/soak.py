@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ import click
 from tests.rig import acceptance, debian, kills, wild_rings
 from tests.rig.acceptance import GUEST_ADDRESS, PREFIX, serving_back_end
 from tests.rig.backend import Backend
+from tests.rig.crash import CrashError
 from tests.rig.datapath import Plan
 from tests.rig.datapath import datapath as run_datapath
 from tests.rig.flood import flood_without_buffers
 from tests.rig.image import guest_image
 from tests.rig.matrix import matrix as run_matrix
 from tests.rig.migration import against_dpdk
+from tests.rig.mutations import mutations
 from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
@@ -42,6 +45,7 @@ from vhostuser import edition
 
 EVIDENCE = Path("evidence")
 FRAMES = 1_000_000
+MUTATIONS = 1_000_000
 RING_OPERATIONS = 10_000_000
 FRAMES_PER_SECOND = 20_000  # both ways together, in the run `datapath`
 
@@ -126,9 +130,9 @@ def neighbours(seconds: float = 20) -> dict[str, Any]:
     return {layout: run_neighbours(seconds, layout) for layout in ("split", "packed")}
 
 
-def migration() -> dict[str, Any]:
+def migration(packed: bool, pairs: int) -> dict[str, Any]:
     """A guest migrates there and back twenty times under traffic both ways, over this back-end and over DPDK's."""
-    return against_dpdk(guest_image(), round_trips=20)
+    return against_dpdk(guest_image(), 20, packed, pairs)
 
 
 def fences() -> dict[str, Any]:
@@ -151,6 +155,11 @@ def fences() -> dict[str, Any]:
     return results
 
 
+def decode(seed: int = 1) -> dict[str, Any]:
+    """A million mutations of recorded messages are taken apart: each byte is in one field, and nothing raises."""
+    return mutations(MUTATIONS, seed)
+
+
 def hostile(seed: int = 1) -> dict[str, Any]:
     """A million random and mutated frames, ten million ring operations on hostile memory: nothing crashes or stays."""
     results: dict[str, Any] = {"frames": wild_frames(FRAMES, seed)}
@@ -165,6 +174,7 @@ def hostile(seed: int = 1) -> dict[str, Any]:
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
     "hostile": hostile,
+    "decode": decode,
     "kill": kill,
     "hotplug": hotplug,
     "idle": idle,
@@ -172,7 +182,10 @@ RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "traffic": traffic,
     "datapath": datapath,
     "fences": fences,
-    "migration": migration,
+    **{
+        f"migration-{'packed' if packed else 'split'}-{pairs}": partial(migration, packed, pairs)
+        for packed, pairs in product((False, True), (1, 4))
+    },
     "matrix": matrix,
     "neighbours": neighbours,
 }
@@ -183,7 +196,7 @@ def evidence_of(name: str, seconds: float | None = None) -> dict[str, Any]:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     evidence: dict[str, Any] = {
         "run": name,
-        "what": RUNS[name].__doc__,
+        "what": _what(RUNS[name]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
         "edition": edition.name(),
@@ -197,9 +210,15 @@ def evidence_of(name: str, seconds: float | None = None) -> dict[str, Any]:
     try:
         by_time = seconds is not None and "seconds" in inspect.signature(RUNS[name]).parameters
         evidence |= {"ok": True, "result": RUNS[name](seconds) if by_time else RUNS[name]()}
+    except CrashError as crash:  # a peer's fault, as far as it goes: what we saw of it stands apart
+        evidence |= {"ok": False, "a peer crashed": str(crash).splitlines(), "seen as": str(crash.__context__ or "")}
     except RigError as error:
         evidence |= {"ok": False, "error": str(error)}
     return evidence | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def _what(run: Callable[..., Any]) -> str | None:
+    return (run.func if isinstance(run, partial) else run).__doc__
 
 
 @click.command()

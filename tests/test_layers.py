@@ -18,6 +18,7 @@ LAYERS: dict[str, set[str]] = {
     "fds": set(),
     "limits": set(),
     "edition": set(),
+    "spec": set(),
     "privileges": {"errors"},
     "wire": {"errors", "fds"},
     "virtio": {"errors", "fds"},
@@ -31,13 +32,13 @@ LAYERS: dict[str, set[str]] = {
     "fuzz": {"errors", "fds", "limits", "wire", "session", "transport", "transcript", "peer"},
     "conformance": {
         *("errors", "fds", "limits", "wire", "session", "transport"),
-        *("transcript", "peer", "frontend"),
+        *("transcript", "peer", "frontend", "spec"),
     },
     "runtime": {"errors", "fds", "limits", "wire", "virtio", "session", "transport", "device"},
     "cli": {
         *("", "errors", "fds", "limits", "privileges", "edition"),
         *("device", "devices", "transport", "runtime", "virtio", "wire"),
-        *("conformance", "frontend", "fuzz", "peer", "session", "transcript"),
+        *("conformance", "frontend", "fuzz", "peer", "session", "spec", "transcript"),
     },
     "__init__": {"edition"},
     "__main__": {"cli"},

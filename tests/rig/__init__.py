@@ -6,6 +6,7 @@ owner that ends it by its process id.
 
     image     the guest: a Debian kernel, user-mode Linux and an initramfs, built once and cached
     process   started programs and waiting for what they do
+    crash     where a program crashed
     netns     network namespaces, what the kernel counts in them, and frames in and out of a tap
     agent     running commands inside a guest
     qemu uml  machines whose network card is a vhost-user device

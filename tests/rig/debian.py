@@ -28,6 +28,7 @@ GUEST = NETWORK | {
 #: What the tests take besides.
 PEERS = GUEST | {
     "dpdk-dev": "testpmd, a front-end without a machine",
+    "gdb": "where a QEMU crashed",
     "librte-net-null23": "testpmd's port to nowhere",
     "librte-net-tap23": "testpmd's port on a tap",
     "librte-net-vhost23": "the back-end to compare with",

@@ -23,6 +23,13 @@ T = TypeVar("T")
 #: The kernel kills what runs behind this prefix when its parent dies.
 _DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
+#: Behind this prefix and a folder a program is in there, and may leave a core: private anonymous memory and the headers
+#: of ELF files, nothing that it shares.
+_LEAVES_CORE = (
+    *("sh", "-c"),
+    'cd "$0" && { ulimit -S -c "$(ulimit -H -c)"; echo 0x11 >/proc/self/coredump_filter; exec "$@"; }',
+)
+
 
 class RigError(AssertionError):
     """A peer did not do what the rig asked of it; the text holds the end of its log."""
@@ -74,6 +81,7 @@ class Program:
         pass_fds: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
         keep_stdin: bool = False,
+        core_folder: Path | None = None,
     ) -> None:
         """Start it.
 
@@ -83,12 +91,14 @@ class Program:
             pass_fds: descriptors that it inherits under their own numbers.
             env: added to our environment.
             keep_stdin: give it a pipe as standard input that stays open; else it reads /dev/null.
+            core_folder: where it runs and may leave a core (:mod:`tests.rig.crash`); else it runs where we do.
         """
         self.argv = [str(word) for word in argv]
         self.log = log
+        prefix = [*_DIES_WITH_PARENT, *([*_LEAVES_CORE, str(core_folder)] if core_folder else [])]
         with log.open("wb") as output:
             self._popen = subprocess.Popen(
-                [*_DIES_WITH_PARENT, *self.argv],
+                [*prefix, *self.argv],
                 stdin=subprocess.PIPE if keep_stdin else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -108,6 +118,12 @@ class Program:
         return self._popen.poll() is None
 
     @property
+    def ended_by(self) -> signal.Signals | None:
+        """The signal that ended it, if it has ended and one did."""
+        status = self._popen.poll()
+        return signal.Signals(-status) if status is not None and status < 0 else None
+
+    @property
     def output(self) -> str:
         """What it has printed so far."""
         return self.log.read_text(errors="replace")
@@ -120,9 +136,12 @@ class Program:
 
     def failure(self, what: str) -> RigError:
         """An error that says what went wrong and shows the end of the log."""
-        state = "running" if self.alive else f"ended with status {self._popen.returncode}"
+        status = self._popen.poll()
+        state = "is running" if status is None else f"ended with status {status}"
+        if number := self.ended_by:
+            state = f"was ended by {number.name}"
         tail = "\n".join(self.output.splitlines()[-25:])
-        return RigError(f"{what}; {Path(self.argv[0]).name} is {state}, its log {self.log} ends with\n{tail}")
+        return RigError(f"{what}; {Path(self.argv[0]).name} {state}, its log {self.log} ends with\n{tail}")
 
     def wait_for(self, condition: Callable[[], T], timeout: float, what: str) -> T:
         """As :func:`wait_until`, but gives up at once when the program ends.

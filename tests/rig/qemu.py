@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.rig.agent import Agent, GuestJob
+from tests.rig.crash import check_crash
 from tests.rig.image import GuestImage, cache_folder
 from tests.rig.netns import Netns, parse_snmp
 from tests.rig.process import Closing, Program, RigError, wait_until
 
+QEMU = "qemu-system-x86_64"
 MIB = 1 << 20
 GUEST_MAC = "52:54:00:76:68:02"
 
 #: Seconds until the guest's agent answers; under emulation on a busy machine it takes about ten.
 BOOT_TIMEOUT = 90.0
+_MONITOR_TIMEOUT = 60.0  # seconds for an answer; on a machine that is busy with two guests it has taken more than 30
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,12 @@ class Qemu(Closing):
             RigError: QEMU ended, or the guest did not come up.
         """
         self._folder = tempfile.TemporaryDirectory(prefix=f"vhu-{name}-")
-        folder = Path(self._folder.name)
+        self._home = folder = Path(self._folder.name)
         self._serial, self._monitor = folder / "agent.sock", folder / "qmp.sock"
         self.console = folder / "console.log"
         size = f"{memory}M" + (f",slots={dimm_slots},maxmem=4G" if dimm_slots else "")
         argv: list[str | Path] = [
-            *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
+            *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),
             *accelerator(image),
             *("-machine", "q35,memory-backend=mem", "-smp", str(processors), "-m", size),
             *("-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on"),
@@ -154,7 +159,7 @@ class Qemu(Closing):
             argv += device.arguments()
         if incoming:
             argv += ["-incoming", f"unix:{incoming}"]
-        self.program = Program(netns.argv(argv) if netns else argv, folder / "qemu.log")
+        self.program = Program(netns.argv(argv) if netns else argv, folder / "qemu.log", core_folder=folder)
         self._agent: Agent | None = None
         self._qmp: Monitor | None = None
         try:
@@ -261,14 +266,21 @@ class Qemu(Closing):
         return int(self.run("ls -d /sys/devices/system/memory/memory* | wc -l"))
 
     def close(self) -> None:
-        """End the machine, whatever the guest does. Harmless when it ended already."""
+        """End the machine, whatever the guest does. Harmless when it was closed already.
+
+        Raises:
+            CrashError: QEMU crashed, now or before; everything is closed nevertheless.
+        """
+        if not self._home.exists():
+            return
         self.program.stop(5)
         if self._agent is not None:
             self._agent.close()
         if self._qmp is not None:
             self._qmp.close()
         self._agent = self._qmp = None
-        self._folder.cleanup()
+        with self._folder:
+            check_crash(self.program, Path(shutil.which(QEMU) or QEMU), self._home)
 
 
 class Pinned(NamedTuple):
@@ -287,7 +299,7 @@ class Monitor:
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
-        self._stream.settimeout(30)
+        self._stream.settimeout(_MONITOR_TIMEOUT)
         self._lines = stream.makefile("rb")
         self._events: list[dict[str, Any]] = []
         self._next()  # the greeting
@@ -296,9 +308,13 @@ class Monitor:
     def execute(self, command: str, arguments: dict[str, Any]) -> Any:
         """Run a command; ``_`` in a name of an argument becomes ``-``. Raises RigError."""
         words = {name.replace("_", "-"): value for name, value in arguments.items()}
-        self._stream.sendall(json.dumps({"execute": command, "arguments": words}).encode() + b"\n")
+        with suppress(BrokenPipeError):  # it died: what it had to say comes first, then the end
+            self._stream.sendall(json.dumps({"execute": command, "arguments": words}).encode() + b"\n")
         while True:
-            answer = self._next()
+            try:
+                answer = self._next()
+            except TimeoutError:
+                raise RigError(f"QMP {command}: no answer in {_MONITOR_TIMEOUT:g} s") from None
             if "event" in answer:
                 self._events.append(answer)
             elif "error" in answer:
@@ -363,7 +379,7 @@ def accelerator(image: GuestImage) -> list[str]:
 
 def _kvm_works(image: GuestImage) -> bool:
     """Whether a machine without devices reaches the guest's agent under KVM."""
-    argv = ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-nodefaults", "-no-user-config", "-display", "none"]
+    argv = [QEMU, "-accel", "kvm", "-cpu", "host", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-m", "256", "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", "quiet"]
     argv += ["-serial", "null", "-serial", "stdio"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tried:

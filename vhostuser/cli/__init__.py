@@ -6,8 +6,5 @@ many guests from one file, ``running`` serves one or many. Each tool has a modul
 """
 
 from vhostuser.cli.commands import main, net_main
-from vhostuser.cli.fuzz import fuzz
-
-main.add_command(fuzz)
 
 __all__ = ["main", "net_main"]

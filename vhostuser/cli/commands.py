@@ -29,8 +29,8 @@ from vhostuser.privileges import User
 from vhostuser.transport.access import Access
 from vhostuser.virtio.features import VirtioFeature
 
-#: Modules here that have a command each.
-TOOLS = ("conform",)
+#: Modules of this package that have a command of their name.
+TOOLS = ("conform", "decode", "fuzz")
 
 _VERSION = f"vhostuser {vhostuser.__version__}, data path {edition.name()}"
 
@@ -148,7 +148,7 @@ class _Programs(click.Group):
         """The program of that name."""
         if name not in TOOLS:
             return super().get_command(context, name)
-        command: click.Command = import_module(f"vhostuser.cli.{name}").command
+        command: click.Command = getattr(import_module(f"vhostuser.cli.{name}"), name)
         return command
 
 

@@ -20,10 +20,10 @@ from vhostuser.conformance.connection import Patience
 from vhostuser.conformance.devices import DEVICES, Device
 from vhostuser.conformance.quirks import PEERS, Quirk
 from vhostuser.conformance.report import Report, Verdict, as_json, as_junit, show_row, show_totals
-from vhostuser.conformance.statements import statements
 from vhostuser.conformance.suite import Outcome, Result, offer_of, run_checks
 from vhostuser.conformance.target import Kept, Listening, Spawned, Target
 from vhostuser.errors import VhostUserError
+from vhostuser.spec.statements import statements
 from vhostuser.transcript.file import save
 
 
@@ -70,7 +70,7 @@ from vhostuser.transcript.file import save
     metavar="SECONDS",
     help="How long to wait for an answer.",
 )
-def command(
+def conform(
     path: Path | None,
     spawn: str | None,
     keep: bool,

@@ -18,6 +18,7 @@ import trio
 from vhostuser.conformance.check import Violation
 from vhostuser.errors import ProtocolError
 from vhostuser.frontend.features import DriverFeature
+from vhostuser.frontend.iommu import IOVA_BASE
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.rings import full_fence
 from vhostuser.frontend.split import DriverRing
@@ -74,6 +75,7 @@ class Driver:
         self._jobs: dict[tuple[int, int], Job] = {}
         self._number = 0
         self._posted: dict[tuple[int, int], Buffer] = {}
+        self._lent: list[Buffer] = []
 
     @property
     def work(self) -> DriverRing | PackedDriverRing:
@@ -88,8 +90,10 @@ class Driver:
     # ---- memory --------------------------------------------------------------------------------------------------
 
     def told(self, region: RamRegion) -> MemoryRegion:
-        """A region in the kind of addresses that was negotiated."""
+        """A region in the kind of addresses that was negotiated; behind an IOMMU the memory's are IOVAs."""
         message = region.message()
+        if self.connection.features & DriverFeature.ACCESS_PLATFORM:
+            return replace(message, guest_phys_addr=message.guest_phys_addr - IOVA_BASE)
         if ProtocolFeature.GPA_ADDRESSES in self.connection.protocol:
             return replace(message, userspace_addr=message.guest_phys_addr)
         return message
@@ -151,12 +155,14 @@ class Driver:
         for index in range(self.device.rings):
             self.post(self.make_ring(index, size))
 
-    async def set_up(self, ring: DriverQueue, *, log: int | None = None) -> None:
-        """Tell all of a ring but what starts it."""
+    async def set_up(self, ring: DriverQueue, *, log: int | None = None, descriptors: bool = True) -> None:
+        """Tell all of a ring but what starts it; without descriptors, its calls and errors are not wanted so."""
         ask, index = self.connection.accepted, ring.index
         await ask(R.SET_VRING_NUM, VringState(index, ring.size))
         await ask(R.SET_VRING_BASE, VringState(index, ring.base))
         await ask(R.SET_VRING_ADDR, self.vring_addr(ring, log))
+        if not descriptors:
+            return
         await ask(R.SET_VRING_ERR, VringFd(index), [ring.err_fd.fileno()])
         await ask(R.SET_VRING_CALL, VringFd(index), [ring.call_fd.fileno()])
 
@@ -189,6 +195,7 @@ class Driver:
             for _ in range(min(_POSTED, ring.size)):
                 buffer = (self.memory.alloc(length), length)
                 self._posted[ring.index, ring.add(writable=[buffer])] = buffer
+                self._lent.append(buffer)
 
     async def enable(self, ring: DriverQueue, enable: bool = True) -> None:
         """Enable or disable a ring, where there is a request for it."""
@@ -221,8 +228,13 @@ class Driver:
         self._number += 1
         job = self.device.job(self.memory, self._number, region)
         head = ring.add(job.readable, job.writable, indirect=indirect)
+        self._lent += job.writable
         self._jobs[ring.index, head] = job
         return head
+
+    def writable(self) -> list[Buffer]:
+        """All buffers that the device was ever given to write to."""
+        return [*self._lent]
 
     def collect(self, ring: DriverQueue | None = None) -> list[Used]:
         """Take back what was used, and look at what the device made of its jobs."""
@@ -259,10 +271,11 @@ class Driver:
         self.kick(ring)
         await self.used(count, ring)
 
-    async def left_alone(self, ring: DriverRing | PackedDriverRing | None = None) -> None:
-        """Show that a ring is not worked on: nothing is used of what is available."""
+    async def left_alone(self, ring: DriverRing | PackedDriverRing | None = None, *, kick: bool = True) -> None:
+        """Show that a ring is not worked on, kicked or not: nothing is used of what is available."""
         ring = ring or self.work
-        self.kick(ring)
+        if kick:
+            self.kick(ring)
         if await self.until(lambda: ring.has_used, within=self._patience.silence):
             raise Violation(f"vring {ring.index} is worked on: chains were used that should have stayed")
 

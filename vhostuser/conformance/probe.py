@@ -18,11 +18,13 @@ from vhostuser.conformance.check import NotApplicable, Offer, Violation
 from vhostuser.conformance.connection import Connection, Patience
 from vhostuser.conformance.driver import Driver
 from vhostuser.conformance.memory import RecordedRam
+from vhostuser.conformance.own_channel import OwnChannel
 from vhostuser.conformance.record import Record
 from vhostuser.conformance.target import BackEnd, TargetError
 from vhostuser.fds import OwnedFd
 from vhostuser.frontend.dirty import DirtyBitmap
 from vhostuser.limits import Limits
+from vhostuser.transport.channel import Channel
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest
@@ -106,6 +108,16 @@ class Probe:
             wanted |= VhostFeature.PROTOCOL_FEATURES
         await connection.accepted(FrontendRequest.SET_FEATURES, U64(wanted & self.offer.virtio))
         return connection
+
+    async def own_channel(self, connection: Connection) -> OwnChannel:
+        """A channel for the back-end's own requests; BACKEND_REQ has to be acknowledged."""
+        ours, theirs = socket.socketpair()
+        fd = self.keep(theirs.detach(), "own channel")
+        channel = Channel(trio.socket.from_stdlib_socket(ours))
+        self._kept.callback(channel.close)
+        await connection.accepted(FrontendRequest.SET_BACKEND_REQ_FD, None, [fd])
+        self.drop(fd)
+        return OwnChannel(channel, self.record, self.patience, self._kept)
 
     async def driver(
         self,

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.text import Text
 
 from vhostuser.conformance.check import Check
-from vhostuser.conformance.statements import SOCKET, Statement
 from vhostuser.conformance.suite import Outcome, Result
+from vhostuser.spec.statements import Statement
 
 
 class Verdict(Enum):
@@ -125,7 +125,7 @@ class Report:
     @property
     def totals(self) -> dict[str, int]:
         """Numbers of statements: all, those seen at the socket, and those that have a check."""
-        seen = [statement for statement in self._statements.values() if statement.seen == SOCKET]
+        seen = [statement for statement in self._statements.values() if statement.at_the_socket]
         return {
             "statements": len(self._statements),
             "seen_at_the_socket": len(seen),

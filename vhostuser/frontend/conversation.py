@@ -172,8 +172,8 @@ def _judge(spec: RequestSpec | None, request: int, answer: Frame) -> Payload | N
             raise RefusedError(f"request {request}: {answer}")
         return None
     value = decode_reply(spec, answer)
-    if isinstance(value, U64) and not spec.accepts(value):
+    if spec.accepts(value, len(answer.fds)):
+        return value
+    if isinstance(value, U64):
         raise RefusedError(f"{spec.name}: refused with {value.value:#x}")
-    if not spec.accepts(value) or len(answer.fds) < spec.reply_fds.min:
-        raise RefusedError(f"{spec.name}: refused with an empty reply")
-    return value
+    raise RefusedError(f"{spec.name}: refused with an empty reply")

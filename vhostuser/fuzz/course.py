@@ -81,6 +81,8 @@ class Course:
         self._model = Model(known)
         self._sizes: dict[int, int] = {}  # of the rings, as they were told
         self._rings = max(1, min(known.vrings, RINGS))
+        # where all is acknowledged, both sides know the state
+        self._asks = 1.0 if random.random() < 0.5 else 0.6
 
     def entries(self) -> Iterator[Entry]:
         """Everything that is done."""
@@ -250,8 +252,8 @@ class Course:
     # ---- messages ----------------------------------------------------------------------------------------------------
 
     def say(self, request: int, payload: Payload | None = None, fds: tuple[Descriptor, ...] = ()) -> Said:
-        """A message of the front-end; mostly it asks for an acknowledgement."""
-        wants = HeaderFlags.NEED_REPLY if self._random.random() < 0.8 else 0
+        """A message of the front-end, which may ask for an acknowledgement."""
+        wants = HeaderFlags.NEED_REPLY if self._random.random() < self._asks else 0
         return Said(Side.FRONTEND, request, VERSION | wants, layouts.build(payload) if payload else b"", fds=fds)
 
     def _filled(self, spec: RequestSpec) -> tuple[Payload | None, tuple[Descriptor, ...]]:

@@ -22,7 +22,8 @@ from vhostuser.transcript.player import Performance, play
 from vhostuser.wire.requests import Direction, spec_of
 
 _DYING = 0.5  # seconds from the last sign of life to the end of a process that writes a core
-_LEAVING = 0.2  # seconds for a target to let go of a connection
+_LEAVING = 0.3  # seconds for a target to let go of a connection
+_LOOK = 0.005  # seconds between two looks at what it holds
 
 
 class Trouble(Enum):
@@ -119,9 +120,10 @@ async def _fate(entries: Sequence[Entry], performance: Performance, target: Targ
 
 
 async def _leak(entries: Sequence[Entry], before: Footprint, target: Target) -> Finding | None:
-    if target.footprint() == before:
+    with trio.move_on_after(_LEAVING):
+        while target.footprint() != before:  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(_LOOK)
         return None
-    await trio.sleep(_LEAVING)
     after = await target.settled()
     if after is None or not (kept := _more(before, after)):
         return None

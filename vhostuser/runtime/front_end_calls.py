@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from vhostuser.errors import LocalProtocolError
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.backend_channel import BackendChannel, RefusedError
-from vhostuser.wire.messages import SharedObject, ShmemMap
+from vhostuser.wire.messages import SharedObject, ShmemMap, ShmemMapFlags
 from vhostuser.wire.requests import BackendRequest
-
-_WRITABLE = 1  # a flag of SHMEM_MAP
 
 
 class FrontEndCalls:
@@ -74,7 +72,7 @@ class FrontEndCalls:
             apart = there.shmid != region or there.shm_offset >= offset + length
             if not apart and offset < there.shm_offset + there.length:
                 raise LocalProtocolError(f"{place} overlaps what is mapped: {there}")
-        mapping = ShmemMap(region, fd_offset, offset, length, _WRITABLE if writable else 0)
+        mapping = ShmemMap(region, fd_offset, offset, length, ShmemMapFlags.WRITABLE if writable else 0)
         self._mapped.append(mapping)
         try:
             await self._channel.request(BackendRequest.SHMEM_MAP, mapping, [fd])

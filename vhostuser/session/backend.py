@@ -41,7 +41,16 @@ from vhostuser.errors import (
 from vhostuser.session.vrings import MAX_VRING_NUM, VringStatus, check_vring_values, vring_index
 from vhostuser.wire.codec import encode_ack, encode_refusal, encode_reply
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
-from vhostuser.wire.messages import U64, MemoryTable, Message, Payload, SingleRegion, VringFd, VringState
+from vhostuser.wire.messages import (
+    U64,
+    DeviceStatus,
+    MemoryTable,
+    Message,
+    Payload,
+    SingleRegion,
+    VringFd,
+    VringState,
+)
 from vhostuser.wire.requests import FrontendRequest, LegalState, Reply, RequestSpec
 
 if TYPE_CHECKING:
@@ -53,7 +62,7 @@ if TYPE_CHECKING:
 _R = FrontendRequest
 _MTU_RANGE = range(68, 65536)  # RFC 791's smallest; the largest length field of an IP packet
 _MAX_STATUS = 0xFF
-_FEATURES_OK = 0x8  # of the device status (virtio 1.2, 2.1)
+_FEATURES_OK = int(DeviceStatus.FEATURES_OK)
 _INBAND_NEEDS = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
 #: Statements that refuse a request whose virtio feature is not offered.
 VIRTIO_GATE_RULES = {

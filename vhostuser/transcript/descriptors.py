@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import stat
+import sys
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ MAX_MEMORY = 1 << 40
 
 _EVENTFD = "anon_inode:[eventfd]"
 _KEPT_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_ONE = (1).to_bytes(8, sys.byteorder)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _HARMLESS = ("/dev/null", "/dev/zero", "/dev/full", "/", "/proc/self/status")
 
@@ -85,6 +87,14 @@ class Props:
         """The other end of a pipe or a socket, once; it is the caller's then."""
         return self._others.pop(name, None)
 
+    def signal(self, name: str) -> None:
+        """Write to an eventfd, or to the other end of a pipe or a socket, as who kicks does; without effect if it is
+        full, or something else."""
+        fd = self._others.get(name) or self._made.get(name)
+        if fd is not None:
+            with suppress(OSError):
+                os.write(fd.fileno(), _ONE)
+
     def _make(self, told: Descriptor) -> OwnedFd:
         match told.kind:
             case Kind.MEMORY:
@@ -93,6 +103,7 @@ class Props:
                 return OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | (0 if told.blocking else os.EFD_NONBLOCK)))
             case Kind.SOCKET | Kind.CONNECTION:
                 ours, theirs = (OwnedFd(end.detach()) for end in socket.socketpair())
+                os.set_blocking(ours.fileno(), False)
             case Kind.PIPE_READ | Kind.PIPE_WRITE:
                 reading, writing = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
                 ours, theirs = (writing, reading) if told.kind is Kind.PIPE_READ else (reading, writing)

@@ -12,14 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from vhostuser.wire.frames import Frame, LentFds
-
-
-class Side(Enum):
-    """Who did it."""
-
-    FRONTEND = "front-end"
-    BACKEND = "back-end"
+from vhostuser.session.witness import Side as Side
+from vhostuser.wire.frames import Frame, HeaderFlags, LentFds
+from vhostuser.wire.requests import Direction
 
 
 class Kind(Enum):
@@ -73,6 +68,7 @@ class Said:
         answer: How it was answered, where a recording holds no more than that: ``reply`` (its own), ``ack``.
         time: Seconds since the beginning.
         rules: Identifiers of the rules that it broke, as whoever recorded it saw it.
+        bent: What whoever recorded it changed before it went on, in words.
     """
 
     side: Side
@@ -87,11 +83,22 @@ class Said:
     answer: str | None = None
     time: float = 0.0
     rules: tuple[str, ...] = ()
+    bent: tuple[str, ...] = ()
 
     @property
     def from_front_end(self) -> bool:
         """Whether the front-end said it."""
         return self.side is Side.FRONTEND
+
+    @property
+    def direction(self) -> Direction:
+        """Whose requests the numbers on its channel are; a reply has that of its request."""
+        return Direction.BACKEND if self.own_channel else Direction.FRONTEND
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether the REPLY flag is set."""
+        return bool(self.flags & HeaderFlags.REPLY)
 
     @property
     def whole(self) -> bool:

@@ -5,7 +5,9 @@ Must not know: where entries come from, or what anybody makes of what came back.
 How: entries are done in order. A message that has an answer coming is followed by a wait for it; what comes unasked is
 heard all the same. An answer that does not come in time is missed; then a question that every back-end answers at any
 time shows whether it still listens; the same question ends the play, so that nothing is missed. If it is not answered,
-the play ends there. Where the back-end closed, what was still to be said on that connection is left out.
+or the back-end no longer reads, the play ends there. Where the back-end closed, what was still to be said on that
+connection is left out. Its own requests are answered as the front-end answered them in the conversation, and with a
+yes where it did not.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,14 +23,14 @@ from dataclasses import dataclass, field
 import trio
 
 from vhostuser.errors import ConnectionClosedError, FramingError, VhostUserError
-from vhostuser.fds import OwnedFd
+from vhostuser.fds import FdBundle, OwnedFd
 from vhostuser.session.witness import Breach, Judgement, Witness
-from vhostuser.transcript.descriptors import Props
+from vhostuser.transcript.descriptors import Props, describe
 from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Resized, Said, Side, Signalled, Wrote
 from vhostuser.transport.channel import Channel
 from vhostuser.wire.codec import encode_ack
 from vhostuser.wire.frames import Frame, LentFds
-from vhostuser.wire.requests import FrontendRequest
+from vhostuser.wire.requests import BACKEND_REQUESTS, FrontendRequest, Reply
 
 QUESTION = Said(Side.FRONTEND, FrontendRequest.GET_FEATURES)
 """What every back-end answers at any time."""
@@ -35,21 +38,21 @@ QUESTION = Said(Side.FRONTEND, FrontendRequest.GET_FEATURES)
 Connect = Callable[[], Awaitable[Channel]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Heard:
     """A message of the back-end.
 
     Attributes:
         after: Number of the entry after which it came.
         frame: What it was; its descriptors are closed by now.
-        fds: How many descriptors came with it.
+        fds: The descriptors that came with it.
         own_channel: Whether it came on the back-end's own channel.
         judgement: What the witness says of it; None on the back-end's own channel.
     """
 
     after: int
     frame: Frame
-    fds: int
+    fds: tuple[Descriptor, ...]
     own_channel: bool = False
     judgement: Judgement | None = None
 
@@ -87,23 +90,29 @@ async def play(
     """Play the front-end's part.
 
     Args:
-        entries: The conversation; what a back-end did in it is not looked at.
+        entries: The conversation; of what a back-end did in it, only where it closed the connection matters.
         connect: Opens a connection to the back-end; called for the first message, and for the next after each closing.
         patience: Seconds to wait for an answer, and for the connection to close where the transcript says so.
         awaited: Whether an answer to the entry of this number is waited for though the rules do not promise one.
 
     A play ends where `connect` raises a VhostUserError.
+
+    Raises:
+        OSError: there are no more descriptors to be had.
     """
-    performance = Performance()
+    performance, failure = Performance(), None
     with Props() as props:
         async with trio.open_nursery() as nursery:
             stage = _Stage(nursery, props, connect, performance, patience, awaited)
             try:
                 await stage.play(entries)
+            except OSError as error:
+                failure = error  # raised out here it would be in a group
             finally:
-                stage.over = True
+                stage.close()
                 nursery.cancel_scope.cancel()
-                await stage.close()
+    if failure is not None:
+        raise failure
     return performance
 
 
@@ -119,7 +128,7 @@ class _Stage:
         patience: float,
         awaited: Callable[[int], bool],
     ) -> None:
-        self.over = False  # threads look at it
+        self._over = False  # threads look at it
         self._nursery = nursery
         self._props = props
         self._connect = connect
@@ -129,10 +138,16 @@ class _Stage:
         self._number = 0
         self._channel: Channel | None = None
         self._witness = Witness()
-        self._gone = trio.Event()  # the back-end closed this connection
+        self._asking = False  # whether it still listens
+        self._gone = trio.Event()  # this connection is no more
+        self._lost = False  # the two sides do not agree any more where messages begin
         self._news = trio.Event()
+        self._own_answers: defaultdict[int, deque[Said]] = defaultdict(deque)
 
     async def play(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if isinstance(entry, Said) and entry.own_channel and entry.from_front_end:
+                self._own_answers[entry.request].append(entry)
         for self._number, entry in enumerate(entries):
             await self._do(entry)
             if self._performance.unreachable is not None:
@@ -142,7 +157,8 @@ class _Stage:
                 return
         await self._settle()
 
-    async def close(self) -> None:
+    def close(self) -> None:
+        self._over = True
         if self._channel is not None:
             self._channel.close()
 
@@ -153,95 +169,83 @@ class _Stage:
             case Closed(side=side):
                 await self._end_connection(side)
             case Wrote():
-                await self._write(entry)
+                self._write(entry)
             case Resized(memory, size):
                 if (fd := self._props.named(memory)) is not None:
                     with suppress(OSError):  # a seal forbids it
                         os.ftruncate(fd, size)
             case Signalled(name):
-                if (fd := self._props.named(name)) is not None:
-                    _signal(fd, self._props.other_end(name))
+                self._props.signal(name)
             case Paused(seconds):
                 await trio.sleep(seconds)
 
     # ---- messages ----------------------------------------------------------------------------------------------------
 
     async def _say(self, said: Said) -> None:
-        if self._channel is None and not await self._open():
+        channel = await self._connected()
+        if channel is None or self._gone.is_set():
             return
-        assert self._channel is not None
-        if self._gone.is_set():
-            return
-        frame = said.frame(LentFds(map(self._descriptor, said.fds)))
-        if said.whole:
+        frame = said.frame(LentFds(self._descriptor(told, channel) for told in said.fds))
+        self._lost = self._lost or not said.whole
+        if not self._lost:
             self._judge(self._witness.request(frame))
+        if said.request == FrontendRequest.SET_BACKEND_REQ_FD:
+            self._open_own_channel(said)
+        heard = len(self._performance.heard)
+        if not await self._send(channel, frame, said.pieces, said.cut):
+            return
+        awaited = self._awaited(self._number)
+        if not self._lost and (self._witness.unanswered or awaited) and not await self._answered(heard + awaited):
+            self._performance.missed.append(self._number)
+            await self._settle()
+
+    async def _connected(self) -> Channel | None:
+        """The connection; a new one if there is none, None if there is none to be had."""
+        if self._channel is None:
+            try:
+                self._channel = await self._connect()
+            except VhostUserError:
+                self._performance.unreachable = self._number
+                return None
+            self._witness, self._gone, self._lost = Witness(), trio.Event(), False
+            self._nursery.start_soon(self._hear, self._channel, self._gone)
+        return self._channel
+
+    def _descriptor(self, told: Descriptor, channel: Channel) -> int:
+        return channel.fileno() if told.kind is Kind.CONNECTION else self._props.of(told)
+
+    async def _send(self, channel: Channel, frame: Frame, pieces: Sequence[int] = (), cut: int | None = None) -> bool:
+        """Send a frame, in pieces or not to its end; False if the back-end is gone or does not read."""
         try:
-            await self._send(self._channel, said, frame)
-        except (ConnectionClosedError, FramingError):
+            with trio.move_on_after(self._patience):
+                await _send_pieces(channel, frame.encode()[:cut], frame.fds, pieces)
+                return True
+        except (ConnectionClosedError, FramingError, trio.ClosedResourceError):
             await self._wait_gone()
-            return
-        self._open_own_channel(said)
-        if self._witness.unanswered or self._awaited(self._number):
-            await self._wait_answer()
-
-    async def _open(self) -> bool:
-        """Open a connection; whether there is one."""
-        try:
-            self._channel = await self._connect()
-        except VhostUserError:
-            self._performance.unreachable = self._number
             return False
-        self._witness, self._gone = Witness(), trio.Event()
-        self._nursery.start_soon(self._hear, self._channel, self._gone)
-        return True
+        if not self._lost:
+            self._performance.hung = self._number
+        return False
 
-    async def _send(self, channel: Channel, said: Said, frame: Frame) -> None:
-        data = frame.encode()[: said.cut]
-        fds: LentFds = LentFds(frame.fds.filenos())
-        for length in said.pieces:
-            piece, data = data[:length], data[length:]
-            if piece:
-                await channel.send_bytes(piece, fds)
-                fds = LentFds(())
-                await trio.lowlevel.checkpoint()
-        if data:
-            await channel.send_bytes(data, fds)
-
-    def _descriptor(self, told: Descriptor) -> int:
-        if told.kind is Kind.CONNECTION and self._channel is not None:
-            return self._channel.fileno()
-        return self._props.of(told)
-
-    async def _wait_answer(self) -> None:
-        """Wait for what is to come; ask whether anybody is there when it does not come."""
-        if await self._answered():
-            return
-        self._performance.missed.append(self._number)
-        await self._settle()
+    async def _answered(self, heard: int) -> bool:
+        """Whether, in time, everything was answered and so much was heard, or the connection closed."""
+        with trio.move_on_after(self._patience):
+            while not self._gone.is_set() and (self._witness.unanswered or len(self._performance.heard) < heard):
+                self._news = trio.Event()
+                await self._news.wait()
+            return True
+        return False
 
     async def _settle(self) -> None:
         """Ask what is always answered: when the answer is there, so is all that was said before it."""
-        if self._channel is None or self._gone.is_set():
+        if self._channel is None or self._lost or self._gone.is_set():
             return
         frame = QUESTION.frame()
-        self._judge(self._witness.request(frame))
-        with suppress(ConnectionClosedError, FramingError):
-            await self._channel.send(frame)
-        if not await self._answered():
+        self._witness.request(frame)
+        self._asking = True
+        if await self._send(self._channel, frame) and not await self._answered(0):
             self._performance.hung = self._number
-
-    async def _answered(self) -> bool:
-        """Whether everything was answered, or the connection closed, in time."""
-        heard = len(self._performance.heard)
-        with trio.move_on_after(self._patience):
-            while not self._gone.is_set():
-                if not self._witness.unanswered and (
-                    len(self._performance.heard) > heard or not self._awaited(self._number)
-                ):
-                    return True
-                self._news = trio.Event()
-                await self._news.wait()
-        return self._gone.is_set()
+        self._asking = False
 
     async def _hear(self, channel: Channel, gone: trio.Event) -> None:
         """Everything that the back-end says on a connection."""
@@ -250,28 +254,34 @@ class _Stage:
                 frame = await channel.receive()
                 with frame.fds:
                     judgement = self._witness.reply(frame)
-                    self._judge(judgement)
-                    self._note(Heard(self._number, frame, len(frame.fds), judgement=judgement))
-        except (ConnectionClosedError, FramingError, trio.ClosedResourceError):
-            if channel is self._channel:
-                self._performance.closed.append(self._number)
-            gone.set()
-            self._news.set()
-
-    def _note(self, heard: Heard) -> None:
-        self._performance.heard.append(heard)
+                    if not self._lost:
+                        self._judge(judgement)
+                    if not (self._asking and frame.request == QUESTION.request and not self._witness.unanswered):
+                        self._note(frame, judgement)
+                self._news.set()
+        except ConnectionClosedError:
+            self._performance.closed.append(self._number)
+        except FramingError as error:
+            self._performance.breaches.append((self._number, Breach(Side.BACKEND, error.rule, error.text)))
+            channel.close()
+        except trio.ClosedResourceError:
+            pass
+        gone.set()
         self._news.set()
+
+    def _note(self, frame: Frame, judgement: Judgement | None = None, own_channel: bool = False) -> None:
+        fds = tuple(describe(fd, f"answer {self._number}.{at}") for at, fd in enumerate(frame.fds.filenos()))
+        self._performance.heard.append(Heard(self._number, frame, fds, own_channel, judgement))
 
     def _judge(self, judgement: Judgement) -> None:
         self._performance.breaches += [(self._number, breach) for breach in judgement.breaches]
 
     async def _end_connection(self, side: Side) -> None:
-        if self._channel is None:
-            return
-        if side is Side.BACKEND:
-            await self._wait_gone()
         channel, self._channel = self._channel, None
-        channel.close()
+        if channel is not None:
+            if side is Side.BACKEND:
+                await self._wait_gone()
+            channel.close()
 
     async def _wait_gone(self) -> None:
         with trio.move_on_after(self._patience):
@@ -280,25 +290,34 @@ class _Stage:
     # ---- the back-end's own channel ----------------------------------------------------------------------------------
 
     def _open_own_channel(self, said: Said) -> None:
-        if said.request == FrontendRequest.SET_BACKEND_REQ_FD and said.fds and said.fds[0].kind is Kind.SOCKET:
-            ours = self._props.other_end(said.fds[0].name)
-            if ours is not None:
-                self._nursery.start_soon(self._answer_back_end, ours)
+        ours = self._props.other_end(said.fds[0].name) if said.fds else None
+        if ours is not None and said.fds[0].kind is Kind.SOCKET:
+            self._nursery.start_soon(self._serve_back_end, ours)
 
-    async def _answer_back_end(self, ours: OwnedFd) -> None:
-        """Say yes to all that the back-end asks on its own channel."""
+    async def _serve_back_end(self, ours: OwnedFd) -> None:
+        """Answer what the back-end asks on its own channel."""
         async with Channel(trio.socket.from_stdlib_socket(socket.socket(fileno=ours.detach()))) as channel:
-            with suppress(VhostUserError):
+            with suppress(VhostUserError, OSError):  # it went away, or there are no descriptors for the answer
                 while True:
                     frame = await channel.receive()
                     with frame.fds:
-                        self._note(Heard(self._number, frame, len(frame.fds), own_channel=True))
-                        if frame.need_reply:
-                            await channel.send(encode_ack(frame.request, 0))
+                        self._note(frame, own_channel=True)
+                    self._news.set()
+                    answer = self._own_answer(frame)
+                    if answer is not None:
+                        await channel.send(answer)
+
+    def _own_answer(self, frame: Frame) -> Frame | None:
+        if answers := self._own_answers[frame.request]:
+            said = answers.popleft()
+            return said.frame(LentFds(map(self._props.of, said.fds)))
+        spec = BACKEND_REQUESTS.get(frame.request)
+        own_reply = spec is not None and spec.reply is Reply.ALWAYS
+        return encode_ack(frame.request, 0) if frame.need_reply or own_reply else None
 
     # ---- memory ------------------------------------------------------------------------------------------------------
 
-    async def _write(self, wrote: Wrote) -> None:
+    def _write(self, wrote: Wrote) -> None:
         fd = self._props.named(wrote.memory)
         if fd is None:
             return
@@ -310,7 +329,7 @@ class _Stage:
     def _keep_writing(self, fd: int, wrote: Wrote) -> None:
         """Write one after the other, again and again, while the back-end reads; in a thread."""
         end = time.monotonic() + wrote.seconds
-        while not self.over and time.monotonic() < end:
+        while not self._over and time.monotonic() < end:
             for data in wrote.data:
                 _put(fd, data, wrote.offset)
 
@@ -320,10 +339,9 @@ def _put(fd: int, data: bytes, offset: int) -> None:
         os.pwrite(fd, data, offset)
 
 
-def _signal(fd: int, other_end: OwnedFd | None) -> None:
-    with suppress(OSError):  # full, or not for writing
-        if other_end is not None:
-            os.write(other_end.fileno(), b"\x01")
-            other_end.close()
-        else:
-            os.write(fd, (1).to_bytes(8, "little"))
+async def _send_pieces(channel: Channel, data: bytes, fds: FdBundle, pieces: Sequence[int]) -> None:
+    for length in (*pieces, len(data)):
+        piece, data = data[:length], data[length:]
+        if piece:
+            await channel.send_bytes(piece, fds)
+            fds = LentFds(())

@@ -7,6 +7,8 @@
 ``requests``   the one table of requests
 ``layouts``    byte layouts, the only user of Construct
 ``codec``      frames to messages and back
+``meanings``   values in words
+``dissect``    bytes of any kind, field by field
 =============  ======================================================================
 
 Must not know: sockets, Trio, guest memory, rings, or what was said before.

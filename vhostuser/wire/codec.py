@@ -11,10 +11,18 @@ Descriptors are counted here and owned by the frame throughout.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vhostuser.errors import FdError, FramingError, LocalProtocolError, PayloadError
+from vhostuser.errors import (
+    FdError,
+    FramingError,
+    LocalProtocolError,
+    PayloadError,
+    RemoteProtocolError,
+    UnsupportedRequestError,
+)
 from vhostuser.fds import FdBundle
 from vhostuser.wire import layouts
 from vhostuser.wire.frames import VERSION, Frame, HeaderFlags, LentFds, check_header
@@ -29,7 +37,7 @@ from vhostuser.wire.requests import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _REPLY_FLAGS = VERSION | HeaderFlags.REPLY
 
@@ -46,14 +54,12 @@ def decode(direction: Direction, frame: Frame) -> Message:
         FdError: Descriptors are missing or surplus.
     """
     message = undecoded(direction, frame)
-    spec = message.spec
-    _check_request_frame(frame, message.name)
-    if spec is None:
-        return message
-    _check_size(frame, spec.name, (spec.payload,), rule="VU-HDR-6")
-    payload = _parse(spec.name, spec.payload, frame.payload)
-    _check_fds(spec.name, *_request_fds(spec, payload), frame.fds)
-    return replace(message, payload=payload)
+    check_header(frame.header())
+    if frame.is_reply:
+        words = f"{message.name}: flags {frame.flags:#x}, a request has no REPLY flag"
+        raise FramingError(words, rule="VU-HDR-3")
+    _check_length(frame, message.name)
+    return message if message.spec is None else replace(message, payload=_content(message.spec, frame))
 
 
 def undecoded(direction: Direction, frame: Frame) -> Message:
@@ -61,6 +67,31 @@ def undecoded(direction: Direction, frame: Frame) -> Message:
     raises."""
     spec = spec_of(direction, frame.request)
     return Message(frame.request, spec, frame.payload, frame.fds, frame.need_reply)
+
+
+def faults(direction: Direction, frame: Frame) -> list[RemoteProtocolError]:
+    """All that is wrong with one frame, a reply if its flag says so, where requests go in this direction. Never raises.
+
+    The first is what :func:`decode`, or :func:`decode_reply`, raises. An unknown number is one, too: every session
+    refuses it.
+    """
+    found: list[RemoteProtocolError] = []
+    spec, name = spec_of(direction, frame.request), undecoded(direction, frame).name
+    with _noted(found):
+        if frame.is_reply:
+            _check_reply_flags(frame, name)
+        else:
+            check_header(frame.header())
+    try:
+        _check_length(frame, name)
+    except FramingError as error:
+        return [*found, error]  # the content is not all of it
+    with _noted(found):
+        if spec is not None:
+            _reply_content(spec, frame) if frame.is_reply else _content(spec, frame)
+        elif not frame.is_reply:
+            raise UnsupportedRequestError(f"{name} is unknown", rule="VU-HDR-8")
+    return found
 
 
 def describe(direction: Direction, frame: Frame) -> str:
@@ -146,8 +177,11 @@ def decode_reply(spec: RequestSpec, frame: Frame) -> Payload | None:
     """
     if frame.request != spec.number:
         raise FramingError(f"{spec.name}: answered by a message with request number {frame.request}", rule="VU-HDR-7")
-    if frame.flags != _REPLY_FLAGS:
-        raise FramingError(f"{spec.name}: reply with flags {frame.flags:#x}, not {_REPLY_FLAGS:#x}", rule="VU-HDR-7")
+    _check_reply_flags(frame, spec.name)
+    return _reply_content(spec, frame)
+
+
+def _reply_content(spec: RequestSpec, frame: Frame) -> Payload | None:
     bodies = spec.reply_bodies
     _check_size(frame, f"{spec.name} reply", (*bodies, None), rule="VU-PAY-1")
     _check_fds(f"{spec.name} reply", FdRule(0, spec.reply_fds.max), "VU-FD-1", frame.fds)
@@ -155,13 +189,21 @@ def decode_reply(spec: RequestSpec, frame: Frame) -> Payload | None:
     return _parse(f"{spec.name} reply", kind, frame.payload)
 
 
-def _check_request_frame(frame: Frame, name: str) -> None:
-    header = frame.header()
-    check_header(header)
-    if frame.is_reply:
-        raise FramingError(f"{name}: flags {frame.flags:#x}, a request has no REPLY flag", rule="VU-HDR-3")
-    if header.size != len(frame.payload):
-        raise FramingError(f"{name}: size {header.size}, payload of {len(frame.payload)} bytes", rule="VU-HDR-1")
+def _content(spec: RequestSpec, frame: Frame) -> Payload | None:
+    _check_size(frame, spec.name, (spec.payload,), rule="VU-HDR-6")
+    payload = _parse(spec.name, spec.payload, frame.payload)
+    _check_fds(spec.name, *_request_fds(spec, payload), frame.fds)
+    return payload
+
+
+def _check_length(frame: Frame, name: str) -> None:
+    if (size := frame.header().size) != len(frame.payload):
+        raise FramingError(f"{name}: size {size}, payload of {len(frame.payload)} bytes", rule="VU-HDR-1")
+
+
+def _check_reply_flags(frame: Frame, name: str) -> None:
+    if frame.flags != _REPLY_FLAGS:
+        raise FramingError(f"{name}: reply with flags {frame.flags:#x}, not {_REPLY_FLAGS:#x}", rule="VU-HDR-7")
 
 
 def _check_size(frame: Frame, name: str, kinds: tuple[type[Payload] | None, ...], rule: str) -> None:
@@ -199,6 +241,14 @@ def _request_fds(spec: RequestSpec, payload: Payload | None) -> tuple[FdRule, st
 def _check_fds(name: str, allowed: FdRule, rule: str, fds: FdBundle) -> None:
     if not allowed.allows(len(fds)):
         raise FdError(f"{name}: {len(fds)} descriptors instead of {allowed}", rule=rule)
+
+
+@contextmanager
+def _noted(errors: list[RemoteProtocolError]) -> Iterator[None]:
+    try:
+        yield
+    except RemoteProtocolError as error:
+        errors.append(error)
 
 
 def _bundle(fds: FdBundle | Iterable[int]) -> FdBundle:

@@ -5,13 +5,15 @@ Must not know: requests, descriptors, what a value means.
 How: each payload class has one declaration and the set of sizes that it can have. Construct trusts counts and
 does not mind trailing bytes, so the size is checked by the caller against :func:`legal_sizes`, and counts are
 compared with the size here, before Construct sees a byte. Integers stay plain integers. Padding is written as
-zero and not looked at.
+zero and not looked at. :func:`places` walks the same declarations, for who wants to see each field.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import construct as cs  # noqa: TID251 - this is the one module that may
@@ -22,7 +24,7 @@ from vhostuser.wire.frames import MAX_PAYLOAD
 from vhostuser.wire.messages import Payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 MAX_REGIONS = 8
 """Memory regions in one SET_MEM_TABLE (VHOST_MEMORY_BASELINE_NREGIONS)."""
@@ -78,6 +80,86 @@ def build(value: Payload) -> bytes:
         return cast("bytes", _LAYOUTS[type(value)].construct.build(value))
     except cs.ConstructError as error:
         raise LocalProtocolError(f"{value!r} cannot be encoded: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a field of a payload lies, and what is there.
+
+    Attributes:
+        path: Its name, behind those of what it is part of: ``regions[1].guest_phys_addr``; padding is ``padding``.
+        offset: In bytes from the payload's begin. Of a bit field, that of its word.
+        size: In bytes. Of a bit field, that of its word.
+        value: What is there; of padding None.
+        bits: Of a bit field, the number of its lowest bit in that word, and how many it has.
+    """
+
+    path: str
+    offset: int
+    size: int
+    value: int | bytes | None
+    bits: tuple[int, int] | None = None
+
+
+def places(kind: type[Payload] | None, data: bytes) -> Iterator[Place]:
+    """The fields of a payload, in order, as far as the bytes go. Never raises, whatever they are.
+
+    A field that is not whole is left out, and so is what the declaration knows nothing of.
+    """
+    if kind is None:
+        return
+    layout = _LAYOUTS[kind]
+    try:
+        measures = layout.measure(data)
+    except (PayloadError, cs.ConstructError):  # a count that cannot be
+        measures = {"region_size": _REGION_SIZE, "size": len(data)}
+    with suppress(cs.StreamError):
+        yield from _walk(layout.construct, "", _context(measures), BytesIO(data))
+
+
+def _walk(construct: Any, path: str, context: Any, stream: BytesIO) -> Iterator[Place]:
+    """What a declaration finds from where the stream stands. Raises StreamError where the bytes end."""
+    match construct:
+        case cs.Struct():
+            inner = _context(context._params)
+            for part in construct.subcons:
+                yield from _walk(part, _below(path, part.name or "padding"), inner, stream)
+        case cs.Array():
+            for index in range(cs.evaluate(construct.count, context)):
+                yield from _walk(construct.subcon, f"{path}[{index}]", context, stream)
+        case cs.IfThenElse():
+            if construct.condfunc(context):
+                yield from _walk(construct.thensubcon, path, context, stream)
+        case cs.Transformed():
+            yield from _walk_bits(construct, path, stream)
+        case cs.Subconstruct() if not isinstance(construct, cs.Padded):  # named, counted, made a value: the same bytes
+            yield from _walk(construct.subcon, path, context, stream)
+        case _:
+            offset = stream.tell()
+            value = construct.parse_stream(stream, **context)
+            context[path.rpartition(".")[2]] = value  # others may depend on it
+            if stream.tell() > offset:
+                yield Place(path, offset, stream.tell() - offset, value)
+
+
+def _walk_bits(construct: Any, path: str, stream: BytesIO) -> Iterator[Place]:
+    offset = stream.tell()
+    values = construct.parse_stream(stream)
+    while isinstance(construct, cs.Transformed):
+        construct = construct.subcon
+    low = 0
+    for part in reversed(construct.subcons):
+        bits = low, part.sizeof()
+        yield Place(_below(path, part.name), offset, stream.tell() - offset, values[part.name], bits)
+        low += part.sizeof()
+
+
+def _context(measures: Mapping[str, int]) -> Any:
+    return cs.Container(_building=False, _params=cs.Container(measures))
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _value(kind: type[Payload], construct: Any) -> Any:

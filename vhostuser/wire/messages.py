@@ -35,6 +35,32 @@ class VringAddrFlags(IntFlag):
     """VHOST_VRING_F_LOG: writes to the used ring go to the dirty log, at the address ``log``."""
 
 
+class XenMmapFlags(IntFlag):
+    """Flags of a memory region with XEN_MMAP."""
+
+    FOREIGN = 0x1
+    GRANT = 0x2
+    NO_ADVANCE_MAP = 0x100
+    """The region cannot be mapped before it is used."""
+
+
+class ShmemMapFlags(IntFlag):
+    """Flags of SHMEM_MAP."""
+
+    WRITABLE = 0x1
+
+
+class DeviceStatus(IntFlag):
+    """Bits of SET_STATUS and GET_STATUS (virtio 1.2, 2.1)."""
+
+    ACKNOWLEDGE = 0x1
+    DRIVER = 0x2
+    DRIVER_OK = 0x4
+    FEATURES_OK = 0x8
+    DEVICE_NEEDS_RESET = 0x40
+    FAILED = 0x80
+
+
 class IotlbType(IntEnum):
     """Types of IOTLB_MSG."""
 
@@ -126,7 +152,7 @@ class XenMmap(Payload):
     """How Xen maps a memory region (XEN_MMAP).
 
     Attributes:
-        flags: Bit 0 foreign, bit 1 grant, bit 8 do not map in advance.
+        flags: :class:`XenMmapFlags`, unknown bits included.
         domid: The domain that the memory belongs to.
     """
 
@@ -259,7 +285,7 @@ class ShmemMap(Payload):
         fd_offset: Where the mapping begins in the descriptor's file.
         shm_offset: Where it begins in the region.
         length: Its length in bytes.
-        flags: Bit 0: writable.
+        flags: :class:`ShmemMapFlags`, unknown bits included.
     """
 
     shmid: u8

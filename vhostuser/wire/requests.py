@@ -179,8 +179,10 @@ class RequestSpec:
         # An acknowledgement is as long as a memory table without regions, which nobody sends.
         return own if self.reply is Reply.ALWAYS else (m.U64, *own)
 
-    def accepts(self, value: m.Payload | None) -> bool:
-        """Whether an answer with this value, None for an empty one, says that the request was carried out."""
+    def accepts(self, value: m.Payload | None, fds: int) -> bool:
+        """Whether an answer with this value, None for an empty one, and so many descriptors says that it was done."""
+        if fds < self.reply_fds.min:
+            return False
         own_reply = self.reply is Reply.ALWAYS
         if value is None:
             return self.reply_payload is None or not (own_reply or self.reply is Reply.POSTCOPY)

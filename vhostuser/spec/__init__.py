@@ -1,0 +1,1 @@
+"""What the specification states, as the package carries it; ``statements`` reads it."""
