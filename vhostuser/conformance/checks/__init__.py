@@ -1,6 +1,7 @@
 """The checks, a module an area: each registers its own when it is imported, which happens here."""
 
 from vhostuser.conformance.checks import (
+    chains,
     descriptors,
     framing,
     iommu,
@@ -19,6 +20,7 @@ from vhostuser.conformance.checks import (
 )
 
 __all__ = [
+    "chains",
     "descriptors",
     "framing",
     "iommu",
