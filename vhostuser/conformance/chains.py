@@ -9,6 +9,7 @@ more than the ring holds overwrites his own. What was used is read from the ring
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from vhostuser.conformance.driver import Driver
     from vhostuser.conformance.memory import RecordedRam
     from vhostuser.conformance.probe import Probe
+    from vhostuser.frontend.packed import Position
     from vhostuser.frontend.rings import Buffer
 
 NEXT, WRITE, INDIRECT = DescriptorFlags.NEXT, DescriptorFlags.WRITE, DescriptorFlags.INDIRECT
 AVAIL, USED = DescriptorFlags.AVAIL, DescriptorFlags.USED
 NOWHERE = 0xDEAD_0000_0000
 """An address that is in no memory region."""
-_OTHER_ID = 0xFFFF  # in the slots of a packed chain but the last, whose ID is meant
 
 
 class Entry(NamedTuple):
@@ -170,16 +171,17 @@ class Chains(ABC):
         return self.driver.device.job(self.memory, self._number if number is None else number)
 
     async def used(self, count: int = 1) -> list[Used]:
-        """Wait for so many chains to be used."""
+        """Wait for so many chains to be used, and no more."""
         done: list[Used] = []
 
         def enough() -> bool:
             done.extend(self.reap())
             return len(done) >= count
 
-        if not await self.driver.until(enough):
+        await self.driver.until(enough)
+        if len(done) != count:
             seconds = self.probe.patience.answer
-            raise Violation(f"vring {self._queue.index}: {len(done)} of {count} chains were used in {seconds:g} s")
+            raise Violation(f"vring {self._queue.index}: {len(done)} chains were used in {seconds:g} s, not {count}")
         return done
 
     async def done(self, job: Job) -> None:
@@ -238,10 +240,27 @@ class Chains(ABC):
         if await self.driver.until(lambda: bool(self.reap()), self.probe.patience.silence):
             raise Violation(f"vring {self._queue.index}: a chain was used that should have stayed")
 
-    async def broken(self) -> None:
-        """The ring has to be told broken."""
-        index = self._queue.index
-        await self.driver.signalled(self._queue.err_fd.fileno(), f"vring {index} is broken: err")
+    async def broken(self) -> int:
+        """The ring has to be told broken; how often it was."""
+        told = 0
+
+        def signalled() -> bool:
+            nonlocal told
+            told = self.errors()
+            return told > 0
+
+        if not await self.driver.until(signalled):
+            seconds = self.probe.patience.answer
+            raise Violation(f"vring {self._queue.index} is broken, and err was not signalled in {seconds:g} s")
+        return told
+
+    def errors(self) -> int:
+        """How often err was signalled since this was asked last."""
+        return counted(self._queue.err_fd.fileno())
+
+    def calls(self) -> int:
+        """How often call was signalled since this was asked last."""
+        return counted(self._queue.call_fd.fileno())
 
     async def heal(self, base: int | None = None) -> None:
         """Stop the ring and start it anew, where a fresh one begins or elsewhere."""
@@ -257,6 +276,7 @@ class SplitChains(Chains):
     Attributes:
         ring: It.
         head: The descriptor that the next chain begins with.
+        last_used: How many used entries were reaped, as used.idx counts.
     """
 
     def __init__(self, probe: Probe, driver: Driver, ring: DriverRing) -> None:
@@ -267,7 +287,7 @@ class SplitChains(Chains):
         """As in the base class."""
         super().begin()
         self.head = 0
-        self._last_used = self.ring.base & 0xFFFF
+        self.last_used = self.ring.base & 0xFFFF
 
     def offer(self, *entries: Entry, name: int | None = None) -> int:
         """As in the base class; a chain's name is its first descriptor's index."""
@@ -289,12 +309,12 @@ class SplitChains(Chains):
     def reap(self) -> list[Used]:
         """As in the base class."""
         done: list[Used] = []
-        for _ in range((self.ring.used_idx - self._last_used) & 0xFFFF):
-            used = self.ring.used(self._last_used)
+        for _ in range((self.ring.used_idx - self.last_used) & 0xFFFF):
+            used = self.ring.used(self.last_used)
             chains = self._settle(used.head)
-            self._last_used = (self._last_used + len(chains)) & 0xFFFF
+            self.last_used = (self.last_used + len(chains)) & 0xFFFF
             done += (Used(name, used.written) for name, _ in chains)
-            if self._last_used == self.ring.used_idx:
+            if self.last_used == self.ring.used_idx:
                 break
         return done
 
@@ -325,6 +345,10 @@ class PackedChains(Chains):
         self.ring.set_flags(slot, flags)
         return name
 
+    def is_used(self, place: Position) -> bool:
+        """Whether the descriptor at a place was used in its lap."""
+        return self.ring.flags(place.offset) & (AVAIL | USED) == (AVAIL | USED if place.wrap else 0)
+
     def lay(self, *entries: Entry, name: int | None = None) -> tuple[int, int, int]:
         """Write a chain into the ring, but for what makes it available: the flags of its first slot.
 
@@ -338,7 +362,7 @@ class PackedChains(Chains):
         flags = 0
         for i, entry in enumerate(entries):
             own = int(entry.flags) | (AVAIL if place.wrap else USED)
-            body = PackedDescriptor(entry.addr, entry.length, name if i == len(entries) - 1 else _OTHER_ID, own)
+            body = PackedDescriptor(entry.addr, entry.length, name if i == len(entries) - 1 else name ^ 0x5555, own)
             if i:
                 self.ring.set_descriptor(place.offset, body)
             else:
@@ -377,6 +401,14 @@ def chains_of(probe: Probe, driver: Driver, index: int | None = None) -> Chains:
     if isinstance(ring, DriverRing):
         return SplitChains(probe, driver, ring)
     return PackedChains(probe, driver, ring)
+
+
+def counted(fd: int) -> int:
+    """What an eventfd has counted since this was asked last."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
 
 
 def _is_done(job: Job, written: int) -> bool:

@@ -1,6 +1,7 @@
 """The checks, a module an area: each registers its own when it is imported, which happens here."""
 
 from vhostuser.conformance.checks import (
+    broken_rings,
     chains,
     descriptors,
     framing,
@@ -14,12 +15,14 @@ from vhostuser.conformance.checks import (
     replies,
     resets,
     ring_descriptors,
+    ring_layouts,
     ring_values,
     rings,
     slots,
 )
 
 __all__ = [
+    "broken_rings",
     "chains",
     "descriptors",
     "framing",
@@ -33,6 +36,7 @@ __all__ = [
     "replies",
     "resets",
     "ring_descriptors",
+    "ring_layouts",
     "ring_values",
     "rings",
     "slots",

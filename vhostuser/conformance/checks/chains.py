@@ -88,18 +88,18 @@ def _straddling(chains: Chains, address: int) -> Job:
 @each_layout
 async def a_buffer_beyond_memory(probe: Probe, layout: int) -> None:
     ends = {
-        "a buffer whose last byte is behind a region": lambda length: _MIB + 1 - length,
-        "a buffer whose first byte is before a region": lambda length: (1 << 32) - 1,
-        "a buffer in no region": lambda length: NOWHERE,
-        "a buffer that wraps at 2^64": lambda length: (1 << 64) - length // 2,
+        "a buffer whose last byte is behind a region": -1,
+        "a buffer whose first byte is before a region": (1 << 32) - 1,
+        "a buffer in no region": NOWHERE,
+        "a buffer that wraps at 2^64": (1 << 64) - 8,
     }
-    for what, place in ends.items():
+    for what, address in ends.items():
         chains = await by_hand(probe, layout, layout=((0, _MIB), (1 << 32, _MIB)))
         job = chains.job()
         longest = max([*job.readable, *job.writable], key=lambda buffer: buffer[1])
-        bad = place(longest[1]), longest[1]
+        moved = _MIB + 1 - longest[1] if address < 0 else address
         entries = [
-            entry._replace(addr=bad[0]) if (entry.addr, entry.length) == longest else entry
+            entry._replace(addr=moved) if (entry.addr, entry.length) == longest else entry
             for entry in linked(job.readable, job.writable)
         ]
         await chains.ineffective(what, job, *entries)
