@@ -389,10 +389,42 @@ class PackedChains(Chains):
         return self._place(b"".join(row.pack() for row in rows), size, at)
 
 
-async def by_hand(probe: Probe, virtio: int = 0, **options: Any) -> Chains:
-    """The ring for work of a driver all of whose rings run; arguments as for :meth:`Probe.driver`."""
-    driver = await probe.driver(virtio, **options)
+async def by_hand(
+    probe: Probe, virtio: int = 0, *, size: int = 64, base: int | None = None, told: int | None = None, **memory: Any
+) -> Chains:
+    """The ring for work of a driver all of whose rings run.
+
+    Args:
+        probe: The check's.
+        virtio: Features besides those that the device needs, as far as they are offered.
+        size: Descriptors of each ring.
+        base: Where the rings begin; None: where fresh ones do.
+        told: What SET_VRING_BASE tells instead.
+        **memory: As for :meth:`Probe.driver`.
+    """
+    driver = await probe.driver(virtio, start=False, **memory)
+    for index in range(probe.device.rings):
+        ring = driver.make_ring(index, size)
+        ring.reset(base)
+        if index != probe.device.ring:
+            driver.post(ring)
+        ring.base = ring.base if told is None else told
+        await driver.start(ring)
     return chains_of(probe, driver)
+
+
+async def split_by_hand(probe: Probe, virtio: int = 0, **options: Any) -> SplitChains:
+    """The same, where RING_PACKED is not negotiated."""
+    chains = await by_hand(probe, virtio, **options)
+    assert isinstance(chains, SplitChains)
+    return chains
+
+
+async def packed_by_hand(probe: Probe, virtio: int = 0, **options: Any) -> PackedChains:
+    """The same with RING_PACKED, which has to be offered."""
+    chains = await by_hand(probe, virtio | DriverFeature.RING_PACKED, **options)
+    assert isinstance(chains, PackedChains)
+    return chains
 
 
 def chains_of(probe: Probe, driver: Driver, index: int | None = None) -> Chains:

@@ -138,11 +138,15 @@ class Pair:
 
     def send(self, frame: bytes, header: NetHeader = _PLAIN, sizes: Sequence[int] = ()) -> None:
         """Offer a frame behind its header, in pieces of these sizes and one of the rest, and kick."""
+        self.lay(frame, header, sizes)
+        self.tx.kick()
+
+    def lay(self, frame: bytes, header: NetHeader = _PLAIN, sizes: Sequence[int] = ()) -> None:
+        """The same without a kick."""
         data = header.pack(self.header_size) + frame
         address = self.driver.memory.alloc(len(data))
         self.driver.memory.write(address, data)
         self.tx.offer(*linked(cut([(address, len(data))], sizes)))
-        self.tx.kick()
 
     async def back(self, *frames: bytes) -> list[Packet]:
         """These frames and nothing else come back, in this order."""

@@ -11,11 +11,11 @@ from vhostuser.conformance.chains import (
     WRITE,
     Chains,
     Entry,
-    PackedChains,
-    SplitChains,
     by_hand,
     chains_of,
     linked,
+    packed_by_hand,
+    split_by_hand,
 )
 from vhostuser.conformance.check import Violation, about, checks, each_layout
 from vhostuser.frontend.features import DriverFeature
@@ -28,18 +28,6 @@ if TYPE_CHECKING:
 
 D, V = DriverFeature, VhostFeature
 _MIB = 1 << 20
-
-
-async def _split(probe: Probe, virtio: int = 0, size: int = 64) -> SplitChains:
-    chains = await by_hand(probe, virtio, size=size)
-    assert isinstance(chains, SplitChains)
-    return chains
-
-
-async def _packed(probe: Probe, virtio: int = 0, size: int = 64) -> PackedChains:
-    chains = await by_hand(probe, V.RING_PACKED | virtio, size=size)
-    assert isinstance(chains, PackedChains)
-    return chains
 
 
 async def _breaks(chains: Chains, what: str, *entries: Entry) -> None:
@@ -73,7 +61,7 @@ def _bad_tables(chains: Chains) -> Iterator[tuple[str, Sequence[Entry]]]:
 
 @checks("VIO-RING-8")
 async def descriptors_that_break_a_split_ring(probe: Probe) -> None:
-    chains = await _split(probe)
+    chains = await split_by_hand(probe)
     for index in (64, 65, 0x8000, 0xFFFF):
         await _breaks(
             chains, f"next is {index} in a ring of 64", _good(chains)._replace(flags=_next(chains), next=index)
@@ -89,13 +77,13 @@ def _next(chains: Chains) -> int:
 
 @checks("VIO-RING-8")
 async def a_table_that_was_not_negotiated(probe: Probe) -> None:
-    chains = await _split(probe)
+    chains = await split_by_hand(probe)
     await _breaks(chains, "INDIRECT_DESC is not negotiated", Entry(*chains.table(_good(chains)), INDIRECT))
 
 
 @checks("VIO-RING-8", needs=(D.INDIRECT_DESC,))
 async def tables_that_break_a_split_ring(probe: Probe) -> None:
-    chains = await _split(probe, D.INDIRECT_DESC)
+    chains = await split_by_hand(probe, D.INDIRECT_DESC)
     for what, entries in _bad_tables(chains):
         await _breaks(chains, what, *entries)
     good = _good(chains)._replace(flags=_next(chains))
@@ -105,7 +93,7 @@ async def tables_that_break_a_split_ring(probe: Probe) -> None:
 
 @checks("VIO-PACKED-5", needs=(V.RING_PACKED,))
 async def descriptors_that_break_a_packed_ring(probe: Probe) -> None:
-    chains = await _packed(probe, size=8)
+    chains = await packed_by_hand(probe, size=8)
     good = _good(chains)
     everywhere = [good._replace(flags=good.flags | NEXT)] * 8
     await _breaks(chains, "NEXT all around the ring", *everywhere)
@@ -114,7 +102,7 @@ async def descriptors_that_break_a_packed_ring(probe: Probe) -> None:
 
 @checks("VIO-PACKED-5", needs=(V.RING_PACKED, D.INDIRECT_DESC))
 async def tables_that_break_a_packed_ring(probe: Probe) -> None:
-    chains = await _packed(probe, D.INDIRECT_DESC)
+    chains = await packed_by_hand(probe, D.INDIRECT_DESC)
     for what, entries in _bad_tables(chains):
         await _breaks(chains, what, *entries)
     good = _good(chains)
@@ -124,7 +112,7 @@ async def tables_that_break_a_packed_ring(probe: Probe) -> None:
 
 @checks("VIO-RING-9")
 async def heads_that_break_a_ring(probe: Probe) -> None:
-    chains = await _split(probe)
+    chains = await split_by_hand(probe)
     for head in (64, 65, 0x7FFF, 0xFFFF):
         chains.announce(head)
         chains.kick()
@@ -136,7 +124,7 @@ async def heads_that_break_a_ring(probe: Probe) -> None:
 
 @checks("VIO-RING-10")
 async def indices_that_break_a_ring(probe: Probe) -> None:
-    chains = await _split(probe)
+    chains = await split_by_hand(probe)
     for base in (0, 0xFFF0):
         for ahead in (65, 0x8000, -1):
             await chains.heal(base)

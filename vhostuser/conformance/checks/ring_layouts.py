@@ -18,6 +18,8 @@ from vhostuser.conformance.chains import (
     chains_of,
     cut,
     linked,
+    packed_by_hand,
+    split_by_hand,
 )
 from vhostuser.conformance.check import Violation, about, checks, each_layout
 from vhostuser.conformance.packets import Pair, frame_of
@@ -42,19 +44,6 @@ _FRESH = 0x8000_8000
 _RESERVED = 0x7F78  # flags of a packed ring that mean nothing
 
 
-async def _at(probe: Probe, virtio: int, size: int, base: int, told: int | None = None) -> Chains:
-    """The ring for work, of a size and begun at a position, as all of the device's rings; another one is told."""
-    driver = await probe.driver(virtio, start=False)
-    for index in range(probe.device.rings):
-        ring = driver.make_ring(index, size)
-        ring.reset(base)
-        if index != probe.device.ring:
-            driver.post(ring)
-        ring.base = base if told is None else told
-        await driver.start(ring)
-    return chains_of(probe, driver)
-
-
 # ---- split rings -----------------------------------------------------------------------------------------------------
 
 
@@ -62,13 +51,12 @@ async def _at(probe: Probe, virtio: int, size: int, base: int, told: int | None 
 async def split_rings_of_any_size_wrap(probe: Probe) -> None:
     for size in (4, 256, 32768):
         with about(f"a ring of {size} from 0xfffa on"):
-            await (await _at(probe, 0, size, 0xFFFA)).served(12)
+            await (await by_hand(probe, size=size, base=0xFFFA)).served(12)
 
 
 @checks("VIO-RING-12")
 async def what_a_driver_writes_into_the_used_ring(probe: Probe) -> None:
-    chains = await by_hand(probe)
-    assert isinstance(chains, SplitChains)
+    chains = await split_by_hand(probe)
     ring = chains.ring
     for number in range(4):
         for slot in range(ring.size):
@@ -132,15 +120,9 @@ def _seen_at_first(chains: Chains) -> int:
 # ---- packed rings ----------------------------------------------------------------------------------------------------
 
 
-async def _packed(probe: Probe, virtio: int = 0, size: int = 16) -> PackedChains:
-    chains = await by_hand(probe, V.RING_PACKED | virtio, size=size)
-    assert isinstance(chains, PackedChains)
-    return chains
-
-
 @checks("VIO-PACKED-2", needs=(V.RING_PACKED,))
 async def a_packed_chain_is_used_by_one_descriptor(probe: Probe) -> None:
-    chains = await _packed(probe)
+    chains = await packed_by_hand(probe, size=16)
     ring = chains.ring
     for _ in range(8):
         job = chains.job()
@@ -165,7 +147,7 @@ def _of_three(job: Job) -> list[Entry]:
 
 @checks("VIO-PACKED-2", needs=(V.RING_PACKED,))
 async def a_packed_chain_of_no_use_is_skipped(probe: Probe) -> None:
-    chains = await _packed(probe)
+    chains = await packed_by_hand(probe, size=16)
     good = Entry(chains.memory.alloc(64), 64, WRITE * probe.device.writes)
     for count in (1, 2, 3):
         entries = [good._replace(flags=good.flags | NEXT)] * count
@@ -176,13 +158,13 @@ async def a_packed_chain_of_no_use_is_skipped(probe: Probe) -> None:
 async def packed_rings_of_any_size_wrap(probe: Probe) -> None:
     for size in (3, 5, 100, 32767):
         with about(f"a ring of {size}"):
-            chains = await _at(probe, V.RING_PACKED, size, (size - 1) * 0x10001 | _FRESH)
+            chains = await packed_by_hand(probe, size=size, base=(size - 1) * 0x10001 | _FRESH)
             await chains.served(8)
 
 
 @checks("VIO-PACKED-3", needs=(V.RING_PACKED,))
 async def two_flags_make_a_slot_available(probe: Probe) -> None:
-    chains = await _packed(probe, size=3)
+    chains = await packed_by_hand(probe, size=3)
     for available in (AVAIL, USED):  # the first lap, and the second
         job = chains.job()
         _, slot, flags = chains.lay(*_of_three(job))
@@ -204,7 +186,7 @@ def _flags_are_not(ring: PackedRing, slot: int, flags: int) -> bool:
 
 @checks("VIO-PACKED-4", needs=(V.RING_PACKED,))
 async def buffer_ids_come_back_as_they_are(probe: Probe) -> None:
-    chains = await _packed(probe)
+    chains = await packed_by_hand(probe, size=16)
     for name in (0, 15, 16, 0x7FFF, 0xFFFF):
         job = chains.job()
         chains.offer(*_of_three(job), name=name)
@@ -223,7 +205,7 @@ async def positions_of_which_half_is_told(probe: Probe) -> None:
     positions = {0x8000: _FRESH, 0x8005: 0x8005_8005, 0x0005: 0x0005_0005}
     for told, position in (*positions.items(), (0, _FRESH), (0, 0)):
         with about(f"SET_VRING_BASE {told:#x} for a ring at {position:#x}"):
-            await (await _at(probe, V.RING_PACKED, 16, position, told)).served(3)
+            await (await packed_by_hand(probe, size=16, base=position, told=told)).served(3)
 
 
 # ---- the order of use ------------------------------------------------------------------------------------------------
