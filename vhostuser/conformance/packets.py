@@ -49,7 +49,8 @@ class Pair:
 
     Args:
         probe: The check's.
-        driver: Whose rings 0 and 1 these are.
+        driver: Whose rings these are.
+        number: Which of the pairs.
 
     Attributes:
         driver: It.
@@ -58,10 +59,10 @@ class Pair:
         refused: Receive chains that came back empty since :meth:`start`.
     """
 
-    def __init__(self, probe: Probe, driver: Driver) -> None:
+    def __init__(self, probe: Probe, driver: Driver, number: int = 0) -> None:
         features = driver.connection.features
         self.driver = driver
-        self.rx, self.tx = (chains_of(probe, driver, index) for index in range(2))
+        self.rx, self.tx = (chains_of(probe, driver, 2 * number + index) for index in range(2))
         self.header_size = 12 if features & (DriverFeature.VERSION_1 | DriverFeature.MRG_RXBUF) else 10
         self.refused = 0
         self._mergeable = bool(features & DriverFeature.MRG_RXBUF)
@@ -78,6 +79,12 @@ class Pair:
         for index in range(2):
             await driver.start(driver.make_ring(index, size))
         return cls(probe, driver)
+
+    async def another(self, number: int) -> Pair:
+        """Start another pair of the same driver."""
+        for index in (2 * number, 2 * number + 1):
+            await self.driver.start(self.driver.make_ring(index))
+        return Pair(self._probe, self.driver, number)
 
     # ---- receiving -----------------------------------------------------------------------------------------------
 
@@ -111,11 +118,12 @@ class Pair:
     def poll(self) -> list[Packet]:
         """The packets that have come since this was asked last."""
         for used in self.rx.reap():
-            data = b"".join(self.driver.memory.read(*buffer) for buffer in self._posted.pop(used.head) if buffer[1])
-            if used.written:
-                self._filled.append(data[: used.written])
-            else:
+            buffers = self._posted.pop(used.head)
+            if not used.written:
                 self.refused += 1
+                continue
+            data = b"".join(self.driver.memory.read(*buffer) for buffer in buffers)
+            self._filled.append(data[: used.written])
         packets = []
         while self._filled and (packet := self._first()) is not None:
             packets.append(packet)
