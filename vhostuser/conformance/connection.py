@@ -220,8 +220,8 @@ class Connection:
             raise Violation(f"{_name(request)}: expected a word of 64 bits, came {answer.frame}")
         return answer.value.value
 
-    async def refused(self, frame: Frame) -> None:
-        """Send a frame that has to be refused by an answer that says so; the connection lives on.
+    async def refused(self, frame: Frame) -> Frame:
+        """Send a frame that has to be refused by an answer that says so, which is returned; the connection lives on.
 
         Raises:
             NotApplicable: A refusal would not be told: REPLY_ACK is not acknowledged.
@@ -230,6 +230,7 @@ class Connection:
         if answer is None:
             raise Violation(f"{_told(frame)}: expected a refusal, but {self._what_instead()}")
         await self.talks(frame)
+        return answer
 
     async def rejected(self, frame: Frame) -> None:
         """The same, or the back-end closes the connection: what the specification asks of most wrong requests."""
