@@ -3,6 +3,7 @@
 from vhostuser.conformance.checks import (
     descriptors,
     framing,
+    inflight,
     iommu,
     log,
     memory,
@@ -21,6 +22,7 @@ from vhostuser.conformance.checks import (
 __all__ = [
     "descriptors",
     "framing",
+    "inflight",
     "iommu",
     "log",
     "memory",
