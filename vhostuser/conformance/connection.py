@@ -153,6 +153,8 @@ class Connection:
         except ConnectionClosedError:
             self._ended(Side.BACKEND)
             raise Violation("the connection was closed before anything could be sent") from None
+        except FramingError as error:
+            raise Violation(str(error)) from None
 
     async def send_raw(self, data: bytes, fds: LentFds) -> None:
         """Send what is no frame, its descriptors on the first byte; it is not in the record."""
@@ -169,6 +171,10 @@ class Connection:
             how = "the connection was closed" if self.closed else f"nothing came in {self._patience.answer:g} s"
             raise Violation(f"expected {expected}, but {how}")
         return frame
+
+    async def anything(self) -> Frame | None:
+        """What comes by itself in a while, if anything does; None also if the connection was closed."""
+        return await self._next(self._patience.silence / 10)
 
     async def _next(self, within: float) -> Frame | None:
         """The next frame; None if the connection closes, or nothing comes within so many seconds."""

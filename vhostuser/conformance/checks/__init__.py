@@ -2,6 +2,7 @@
 
 from vhostuser.conformance.checks import (
     descriptors,
+    endurance,
     framing,
     inflight,
     iommu,
@@ -19,10 +20,12 @@ from vhostuser.conformance.checks import (
     ring_values,
     rings,
     slots,
+    table,
 )
 
 __all__ = [
     "descriptors",
+    "endurance",
     "framing",
     "inflight",
     "iommu",
@@ -40,4 +43,5 @@ __all__ = [
     "ring_values",
     "rings",
     "slots",
+    "table",
 ]
