@@ -153,6 +153,8 @@ class Connection:
         except ConnectionClosedError:
             self._ended(Side.BACKEND)
             raise Violation("the connection was closed before anything could be sent") from None
+        except FramingError as error:
+            raise Violation(str(error)) from None
 
     async def send_raw(self, data: bytes, fds: LentFds) -> None:
         """Send what is no frame, its descriptors on the first byte; it is not in the record."""
@@ -169,6 +171,10 @@ class Connection:
             how = "the connection was closed" if self.closed else f"nothing came in {self._patience.answer:g} s"
             raise Violation(f"expected {expected}, but {how}")
         return frame
+
+    async def anything(self) -> Frame | None:
+        """What comes by itself in a while, if anything does; None also if the connection was closed."""
+        return await self._next(self._patience.silence / 10)
 
     async def _next(self, within: float) -> Frame | None:
         """The next frame; None if the connection closes, or nothing comes within so many seconds."""
@@ -220,8 +226,8 @@ class Connection:
             raise Violation(f"{_name(request)}: expected a word of 64 bits, came {answer.frame}")
         return answer.value.value
 
-    async def refused(self, frame: Frame) -> None:
-        """Send a frame that has to be refused by an answer that says so; the connection lives on.
+    async def refused(self, frame: Frame) -> Frame:
+        """Send a frame that has to be refused by an answer that says so, which is returned; the connection lives on.
 
         Raises:
             NotApplicable: A refusal would not be told: REPLY_ACK is not acknowledged.
@@ -230,6 +236,7 @@ class Connection:
         if answer is None:
             raise Violation(f"{_told(frame)}: expected a refusal, but {self._what_instead()}")
         await self.talks(frame)
+        return answer
 
     async def rejected(self, frame: Frame) -> None:
         """The same, or the back-end closes the connection: what the specification asks of most wrong requests."""

@@ -237,6 +237,10 @@ class Driver:
         self._jobs[ring.index, head] = job
         return head
 
+    def forget(self, head: int) -> None:
+        """Expect nothing of a job of the ring for work: somebody else is said to have done it."""
+        del self._jobs[self.device.ring, head]
+
     def writable(self) -> list[Buffer]:
         """All buffers that the device was ever given to write to."""
         return [*self._lent]

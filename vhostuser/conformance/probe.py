@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import socket
 from contextlib import ExitStack
@@ -79,7 +80,9 @@ class Probe:
             for earlier in self._connections:
                 earlier.close()
         # the back-end may be slow or gone, which is found out as late as this
-        limits = Limits(message_timeout=self.patience.answer, send_timeout=self.patience.answer)
+        limits = Limits(
+            message_timeout=self.patience.answer, send_timeout=self.patience.limit, messages_per_second=math.inf
+        )
         try:
             channel = await self.back_end.connect(limits)
         except TargetError as error:

@@ -165,15 +165,23 @@ async def _carried_out(check: Check, probe: Probe) -> str:
     with trio.move_on_after(TIME):
         try:
             await check.run(probe)
-        except NotApplicable:
-            raise
-        except VhostUserError as violation:
-            return str(violation)
-        except Exception as error:  # a check's own fault must not end the run
-            log.exception("%s", check.name)
-            return f"the check itself is broken: {error!r}"
+        except Exception as error:
+            cause = _cause(error)
+            if isinstance(cause, NotApplicable):
+                raise cause from None
+            if isinstance(cause, VhostUserError):
+                return str(cause)
+            log.exception("%s", check.name)  # a check's own fault must not end the run
+            return f"the check itself is broken: {cause!r}"
         return ""
     return f"not done after {TIME:g} s"
+
+
+def _cause(error: Exception) -> Exception:
+    """What happened first, in whatever task it was."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _at_rest(back_end: BackEnd, offer: Offer, device: Device, patience: Patience) -> Footprint | None:

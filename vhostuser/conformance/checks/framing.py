@@ -8,7 +8,7 @@ import trio
 
 from vhostuser.conformance.check import Violation, checks
 from vhostuser.conformance.connection import NEED_REPLY, REPLY, REQUEST
-from vhostuser.errors import ConnectionClosedError, FramingError
+from vhostuser.errors import ConnectionClosedError
 from vhostuser.wire import layouts
 from vhostuser.wire.frames import HEADER_SIZE, MAX_PAYLOAD
 from vhostuser.wire.messages import U64, VringFd, VringState
@@ -122,14 +122,15 @@ async def who_reads_no_answers_is_not_waited_for(probe: Probe) -> None:
     # our end is full once theirs is, which is when they wait for us
     question = connection.frame(R.GET_FEATURES, flags=REQUEST)
     try:
-        for _ in range(_ENOUGH):
-            await connection.channel.send(question)
+        with trio.move_on_after(probe.patience.answer) as waiting:
+            for _ in range(_ENOUGH):
+                await connection.channel.send(question)
+                waiting.deadline = trio.current_time() + probe.patience.answer
     except ConnectionClosedError:
         return
-    except FramingError:  # nothing more is taken
-        with trio.move_on_after(probe.patience.limit):
-            await connection.channel.wait_hangup()
-            return
+    with trio.move_on_after(probe.patience.limit):
+        await connection.channel.wait_hangup()
+        return
     raise Violation(f"GET_FEATURES again and again, no answer read: still open after {probe.patience.limit:g} s")
 
 
