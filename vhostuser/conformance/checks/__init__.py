@@ -3,8 +3,10 @@
 from vhostuser.conformance.checks import (
     broken_rings,
     chains,
+    changing_rings,
     descriptors,
     endurance,
+    entropy,
     framing,
     inflight,
     iommu,
@@ -27,13 +29,16 @@ from vhostuser.conformance.checks import (
     rings,
     slots,
     table,
+    vanishing_memory,
 )
 
 __all__ = [
     "broken_rings",
     "chains",
+    "changing_rings",
     "descriptors",
     "endurance",
+    "entropy",
     "framing",
     "inflight",
     "iommu",
@@ -56,4 +61,5 @@ __all__ = [
     "rings",
     "slots",
     "table",
+    "vanishing_memory",
 ]
