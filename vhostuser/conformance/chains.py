@@ -290,13 +290,14 @@ class SplitChains(Chains):
         self.last_used = self.ring.base & 0xFFFF
 
     def offer(self, *entries: Entry, name: int | None = None) -> int:
-        """As in the base class; a chain's name is its first descriptor's index."""
+        """As in the base class; a chain's name is its first descriptor's index, the others stand before it."""
         assert name is None
         head, size = self.head, self.ring.size
+        places = [(head - i) % size for i in range(len(entries) + 1)]
         for i, entry in enumerate(entries):
-            following = (head + i + 1) % size if entry.next is None else entry.next
-            self.ring.set_descriptor((head + i) % size, Descriptor(entry.addr, entry.length, entry.flags, following))
-        self.head = (head + len(entries)) % size
+            following = places[i + 1] if entry.next is None else entry.next
+            self.ring.set_descriptor(places[i], Descriptor(entry.addr, entry.length, entry.flags, following))
+        self.head = places[-1]
         self.announce(head)
         return head
 
@@ -319,12 +320,13 @@ class SplitChains(Chains):
         return done
 
     def table(self, *entries: Entry, size: int = 0, at: int | None = None) -> Buffer:
-        """As in the base class."""
-        rows = (
-            Descriptor(entry.addr, entry.length, entry.flags, i + 1 if entry.next is None else entry.next)
+        """As in the base class; the entries behind the first one stand in reverse order."""
+        places = [0, *range(len(entries) - 1, 0, -1), 0]
+        rows = {
+            places[i]: Descriptor(*entry[:3], places[i + 1] if entry.next is None else entry.next)
             for i, entry in enumerate(entries)
-        )
-        return self._place(b"".join(row.pack() for row in rows), size, at)
+        }
+        return self._place(b"".join(rows[place].pack() for place in sorted(rows)), size, at)
 
 
 class PackedChains(Chains):
