@@ -30,11 +30,15 @@ LAYERS: dict[str, set[str]] = {
     "peer": {"errors", "fds"},
     "transcript": {"errors", "fds", "limits", "wire", "session", "transport"},
     "fuzz": {"errors", "fds", "limits", "spec", "wire", "session", "transport", "transcript", "peer"},
+    "conformance": {
+        *("errors", "fds", "limits", "wire", "session", "transport"),
+        *("transcript", "peer", "frontend", "spec"),
+    },
     "runtime": {"errors", "fds", "limits", "wire", "virtio", "session", "transport", "device"},
     "cli": {
         *("", "errors", "fds", "limits", "privileges", "edition"),
         *("device", "devices", "transport", "runtime", "virtio", "wire"),
-        *("frontend", "fuzz", "peer", "session", "spec", "transcript"),
+        *("conformance", "frontend", "fuzz", "peer", "session", "spec", "transcript"),
     },
     "__init__": {"edition"},
     "__main__": {"cli"},
@@ -43,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
 
 ONLY_IN = {
     "construct": {"wire"},
-    "trio": {"transport", "device", "frontend", "peer", "transcript", "fuzz", "runtime", "cli"},
+    "trio": {"transport", "device", "frontend", "peer", "transcript", "fuzz", "conformance", "runtime", "cli"},
 }
 """Packages of others, and the only ones of ours that may import them. ``devices`` needs no Trio of its own."""
 

@@ -33,6 +33,11 @@ def test_a_register_in_which_each_statement_has_a_test_or_a_reason() -> None:
             {"TEA-2": ["tests/test_tea.py::test_cups"]},
             "TEA-2 is said to be unproven (no thermometer), but named by tests/test_tea.py::test_cups",
         ),
+        (
+            [PROVEN | {"seen": "kitchen"}],
+            PROOFS,
+            "TEA-1 is seen at 'kitchen', which is none of socket, front-end, device, program, host, inside",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_register(rows: list[dict[str, str]], proofs: dict[str, list[str]], fault: str) -> None:

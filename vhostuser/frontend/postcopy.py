@@ -62,7 +62,7 @@ class PageServer:
     async def begin(self, front_end: FrontEnd) -> None:
         """Tell the back-end of the memory, as memory whose pages have to be waited for."""
         _, fds = await front_end.request_with_fds(FrontendRequest.POSTCOPY_ADVISE)
-        self._fd = fds.take()
+        self.watch(fds.take())
         await front_end.request(FrontendRequest.POSTCOPY_LISTEN)
         front_end.listening = True
         front_end.memory = self._memory
@@ -71,10 +71,18 @@ class PageServer:
         acknowledged = FrontendRequest.ADD_MEM_REG if slots else FrontendRequest.SET_MEM_TABLE
         await front_end.send_frame(Frame(acknowledged, VERSION, bytes(8)))
 
-    async def end(self, front_end: FrontEnd) -> None:
-        """Give what is left, and tell the back-end that this was all."""
+    def watch(self, fd: OwnedFd) -> None:
+        """Learn of faults from this userfaultfd, owned from now on; where they are tells :attr:`places`."""
+        self._fd = fd
+
+    def give_rest(self) -> None:
+        """Put all pages in their places that are not there yet."""
         for page in self._kept.keys() - self._given:
             self.give(page)
+
+    async def end(self, front_end: FrontEnd) -> None:
+        """Give what is left, and tell the back-end that this was all."""
+        self.give_rest()
         await front_end.request(FrontendRequest.POSTCOPY_END)
         front_end.listening = False
         self.close()

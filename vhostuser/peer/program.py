@@ -185,7 +185,7 @@ def _words(command: str) -> list[str]:
     program = shutil.which(words[0])
     if program is None:
         raise ProgramError(f"{words[0]}: no such program")
-    return [program, *words[1:]]
+    return [str(Path(program).absolute()), *words[1:]]  # it runs in another folder
 
 
 def _keep_core(pid: int) -> None:
