@@ -29,8 +29,6 @@ from vhostuser.privileges import User
 from vhostuser.transport.access import Access
 from vhostuser.virtio.features import VirtioFeature
 
-#: Modules of this package that have a command of their name.
-
 _VERSION = f"vhostuser {vhostuser.__version__}, data path {edition.name()}"
 
 # ---- options that every device has -----------------------------------------------------------------------------------
