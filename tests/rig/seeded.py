@@ -61,7 +61,7 @@ def _looked_for(fault: Fault, tree: Path, seconds: float) -> dict[str, Any]:
 def _conformance(tree: Path, seconds: float) -> list[str]:
     """The statements that it does not keep."""
     words = ["conform", "--format=json", f"--jobs={JOBS}", f"--spawn={_command(tree, OPTIONS)}"]
-    told = json.loads(_run(words, seconds))
+    told = json.loads(run_tool(words, seconds))
     return [row["statement"] for row in told["results"] if row["verdict"] not in _KEPT]
 
 
@@ -69,7 +69,7 @@ def _fuzzing(tree: Path, seconds: float) -> list[str]:
     """What was found, and shown again."""
     file = tree / "report.json"
     words = ["fuzz", f"--spawn={_command(tree, FEWER)}", f"--duration={seconds}", f"--workers={JOBS}"]
-    _run([*words, f"--json={file}", f"--findings={tree / 'findings'}"], 2 * seconds + 120)
+    run_tool([*words, f"--json={file}", f"--findings={tree / 'findings'}"], 2 * seconds + 120)
     findings = json.loads(file.read_text())["findings"]
     return [f"{one['kind']}: {one['signature']}" for one in findings if one["confirmed"].startswith("3")]
 
@@ -79,7 +79,7 @@ def _command(tree: Path, options: Sequence[str]) -> str:
     return f"{env} {OURS} {' '.join(options)}"
 
 
-def _run(words: list[str], seconds: float) -> str:
+def run_tool(words: list[str], seconds: float) -> str:
     """What a tool of ours prints. Raises RigError if it cannot work, or does not end."""
     try:
         done = subprocess.run(
