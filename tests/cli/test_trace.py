@@ -7,10 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 import trio
@@ -47,19 +48,29 @@ class Traced:
 
 
 @asynccontextmanager
+async def started(
+    words: Sequence[str], stdout: int | IO[str], stderr: int | IO[str], env: Mapping[str, str] | None = None
+) -> AsyncIterator[trio.Process]:
+    """A program that ends with the block, whatever happens."""
+    with trio.fail_after(DEADLINE):
+        process = await trio.lowlevel.open_process(words, stdout=stdout, stderr=stderr, env=env)
+        try:
+            yield process
+        finally:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
 async def traced(
     victim: Victim, folder: Path, options: Sequence[str] = (), output: Path | None = None
 ) -> AsyncIterator[Traced]:
     socket, written = folder / "trace.sock", output or folder / "out"
     words = [sys.executable, "-m", "vhostuser", "trace", str(socket), str(victim.path), *options]
-    with written.open("w") as out, written.with_suffix(".err").open("w") as err, trio.fail_after(DEADLINE):
-        process = await trio.lowlevel.open_process(words, stdout=out, stderr=err)
-        try:
+    with written.open("w") as out, written.with_suffix(".err").open("w") as err:
+        async with started(words, stdout=out, stderr=err) as process:
             through = Victim(socket, victim.port, victim.device, victim.server, victim.nursery)
             yield Traced(process, through, written)
-        finally:
-            process.kill()
-            await process.wait()
 
 
 async def test_a_session_is_printed_line_by_line_and_recorded(victim: Victim, tmp_path: Path) -> None:
@@ -101,13 +112,13 @@ async def test_what_is_bent_and_what_is_broken_is_printed(victim: Victim, tmp_pa
 
 async def test_a_reader_that_has_enough_ends_it(victim: Victim, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "vhostuser", "trace", str(tmp_path / "t"), str(victim.path)]
-    with trio.fail_after(DEADLINE), (tmp_path / "err").open("w") as err:
-        process = await trio.lowlevel.open_process(words, stdout=subprocess.PIPE, stderr=err)
-        assert process.stdout is not None
-        await process.stdout.aclose()
-        async with await connect(tmp_path / "t") as channel:
-            await channel.send(encode(Direction.FRONTEND, R.GET_FEATURES))
-            assert await process.wait() == 0
+    with (tmp_path / "err").open("w") as err:
+        async with started(words, stdout=subprocess.PIPE, stderr=err) as process:
+            assert process.stdout is not None
+            await process.stdout.aclose()
+            async with await connect(tmp_path / "t") as channel:
+                await channel.send(encode(Direction.FRONTEND, R.GET_FEATURES))
+                assert await process.wait() == 0
     assert "Traceback" not in (tmp_path / "err").read_text()
 
 
@@ -115,8 +126,7 @@ async def test_it_prints_in_colours_to_a_terminal(victim: Victim, tmp_path: Path
     ours, theirs = os.openpty()
     words = [sys.executable, "-m", "vhostuser", "trace", str(tmp_path / "t"), str(victim.path)]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
-    with trio.fail_after(DEADLINE):
-        process = await trio.lowlevel.open_process(words, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
+    async with started(words, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
         os.close(theirs)
         async with await connect(tmp_path / "t") as channel:
             await channel.send(encode(Direction.FRONTEND, R.GET_PROTOCOL_FEATURES))

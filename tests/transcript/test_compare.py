@@ -94,6 +94,6 @@ def test_what_was_bent_is_not_held_against_anybody() -> None:
 
 def test_long_conversations_take_no_time_worth_the_name() -> None:
     message: Entry = asks(R.SET_VRING_ENABLE, VringState(0, 1))
-    begin = time.monotonic()
+    begin = time.process_time()
     assert len(compared([message] * 6000, [*[message] * 5000, OWNER])) > 0
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10

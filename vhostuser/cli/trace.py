@@ -23,6 +23,7 @@ from vhostuser.transcript.bending import Bending, Corruption, Pick, parse_corrup
 from vhostuser.transcript.file import Recorder
 from vhostuser.transcript.proxy import PATIENT, Began, Ended, Passed, Proxy
 from vhostuser.transcript.wording import descriptor_in_words, header_of, name_of, values_of
+from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import Connector, listen
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
@@ -141,10 +142,16 @@ def command(
 
 async def _serve(listen_at: str, connect_to: str, listening: Side, screen: _Screen, bending: Bending) -> None:
     """Serve until SIGINT or SIGTERM."""
+    connector = Connector(connect_to, PATIENT)
+
+    async def reach() -> Channel:
+        click.echo(f"connecting to {connect_to}", err=True)
+        return await connector.next_channel()
+
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, Proxy(screen.show, bending) as proxy:
         async with await listen(listen_at, PATIENT) as endpoint, trio.open_nursery() as nursery:
             click.echo(f"listening at {listen_at} for a {listening.value}", err=True)
-            nursery.start_soon(proxy.serve, endpoint, Connector(connect_to, PATIENT).next_channel, listening)
+            nursery.start_soon(proxy.serve, endpoint, reach, listening)
             async for _ in signals:
                 nursery.cancel_scope.cancel()
                 break

@@ -209,15 +209,17 @@ class _Line:
         bent = self._proxy.bending.bend(self._direction, frame)
         if bent.delay:
             await trio.sleep(bent.delay)
-        shown = bent.frame or frame
-        rules = tuple(breach.rule for breach in breaches if breach.rule)
-        said = Said(side, shown.request, shown.flags, shown.payload, shown.size, fds, self._own_channel,
-                    time=self._proxy.now, rules=rules, bent=bent.words)  # fmt: skip
+        on = frame if bent.frame is None else bent.frame
+        words = bent.words
+        if bent.frame is not None:
+            then = self._judge(side, on, other)
+            words += tuple(f"now {breach.text}" for breach in then if words and breach not in breaches)
+        said = Said(side, on.request, on.flags, on.payload, on.size, fds, self._own_channel, time=self._proxy.now,
+                    rules=tuple(breach.rule for breach in breaches if breach.rule), bent=words)  # fmt: skip
         self._proxy.observe(Passed(said, breaches, dropped=bent.frame is None))
         if bent.frame is None:
             return True
-        self._judge(side, bent.frame, other)
-        on = self._interposed(bent.frame, side)
+        on = self._interposed(on, side)
         with on.fds:
             try:
                 await self._ends[other].send(on)

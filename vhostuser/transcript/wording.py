@@ -96,7 +96,7 @@ def _region(region: MemoryRegion) -> str:
 
 def header_of(said: Said) -> str:
     """What its header says besides request and size; empty for nothing special."""
-    rest = said.flags & ~(HeaderFlags.REPLY | HeaderFlags.NEED_REPLY)
+    rest = said.flags & ~int(HeaderFlags.REPLY | HeaderFlags.NEED_REPLY)
     words = ["need_reply"] if said.flags & HeaderFlags.NEED_REPLY else []
     words += [f"flags={said.flags:#x}"] if rest != VERSION else []
     words += [f"size={said.size}"] if said.size not in (None, len(said.payload)) else []
