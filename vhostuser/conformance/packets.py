@@ -149,12 +149,14 @@ class Pair:
         self.lay(frame, header, sizes)
         self.tx.kick()
 
-    def lay(self, frame: bytes, header: NetHeader = _PLAIN, sizes: Sequence[int] = ()) -> None:
-        """The same without a kick."""
+    def lay(
+        self, frame: bytes, header: NetHeader = _PLAIN, sizes: Sequence[int] = (), rest: Sequence[Buffer] = ()
+    ) -> None:
+        """The same without a kick; what a frame ends with may lie in buffers of its own."""
         data = header.pack(self.header_size) + frame
         address = self.driver.memory.alloc(len(data))
         self.driver.memory.write(address, data)
-        self.tx.offer(*linked(cut([(address, len(data))], sizes)))
+        self.tx.offer(*linked([*cut([(address, len(data))], sizes), *rest]))
 
     async def back(self, *frames: bytes) -> list[Packet]:
         """These frames and nothing else come back, in this order."""

@@ -21,6 +21,7 @@ _TCPV4, _UDP, _TCPV6, _UDP_L4, _ECN = 1, 3, 4, 5, 0x80
 _SIZE = 1514
 _LONGEST = 65553  # 65535 bytes of IP behind an Ethernet header with a VLAN tag
 _ROOM = 70000
+_MANY, _HEAVY = 200, 60000  # frames, and bytes of each: more than a socket holds
 _REQUIRES = {  # virtio 1.2, 5.1.3.1; the control virtqueue's are the front-end's, which has it
     D.GUEST_TSO4: D.GUEST_CSUM,
     D.GUEST_TSO6: D.GUEST_CSUM,
@@ -178,13 +179,14 @@ async def frames_of_usual_sizes_are_sent(probe: Probe) -> None:
 @each_layout
 async def what_has_no_room_waits(probe: Probe, layout: int) -> None:
     pair = await Pair.start(probe, layout | D.VERSION_1, size=512)
-    frames = [frame_of(600 + number, number) for number in range(400)]
-    for frame in frames:
-        pair.lay(frame)
+    heads = [frame_of(100, number) for number in range(_MANY)]
+    rest = (pair.driver.memory.alloc(_HEAVY), _HEAVY)  # in each of the frames
+    for head in heads:
+        pair.lay(head, rest=[rest])
     pair.tx.kick()
     await pair.nothing("a packet without a buffer")
-    pair.post(2048, count=len(frames))
-    await pair.back(*frames)
+    pair.post(12 + 100 + _HEAVY, count=_MANY)
+    await pair.back(*(head + bytes(_HEAVY) for head in heads))
 
 
 @checks("VIO-PORT-1", devices=("net",), echo=True, needs=(D.MQ, P.MQ))
