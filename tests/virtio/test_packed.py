@@ -85,7 +85,7 @@ def test_a_chain_comes_out_as_it_was_put_in(ram: GuestRam, data: st.DataObject) 
         assert bench.ring.stop() == whole(bench.driver.next)
 
 
-@pytest.mark.proves("VIO-PACKED-2", "VIO-PACKED-3", "VIO-ORDER-3")
+@pytest.mark.proves("VIO-PACKED-2", "VIO-PACKED-3", "VIO-ORDER-3", "VIO-ORDER-4")
 @SHARED
 @given(st.data())
 def test_bursts_come_back_in_order_and_a_used_entry_skips_its_chain(ram: GuestRam, data: st.DataObject) -> None:

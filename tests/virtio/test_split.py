@@ -442,7 +442,7 @@ def test_a_table_that_knows_everything_says_so(ram: GuestRam) -> None:
 # ---- order and position ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.proves("VIO-RING-4", "VIO-ORDER-2", "VIO-ORDER-3")
+@pytest.mark.proves("VIO-RING-4", "VIO-ORDER-2", "VIO-ORDER-3", "VIO-ORDER-4")
 @SHARED
 @given(st.integers(0, 0xFFFF), st.permutations(range(16)), st.lists(st.integers(1, 16), min_size=1, max_size=12))
 def test_chains_are_used_in_the_order_they_were_offered(

@@ -13,12 +13,14 @@ it into the register under the statements that it proves::
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, TypeVar
 
 from vhostuser.errors import VhostUserError
-from vhostuser.wire.features import ProtocolFeature
+from vhostuser.wire.features import ProtocolFeature, VhostFeature
 
 if TYPE_CHECKING:
     from enum import IntFlag
@@ -103,6 +105,29 @@ def checks(
         return function
 
     return register
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Say in a violation's text what it is about."""
+    try:
+        yield
+    except Violation as violation:
+        raise Violation(f"{what}: {violation}") from None
+
+
+def each_layout(function: Callable[[Probe, int], Awaitable[None]]) -> Callable[[Probe], Awaitable[None]]:
+    """Make a check of a function that takes a layout, too, as a virtio feature: split, then packed if it is offered."""
+
+    @wraps(function)
+    async def check(probe: Probe) -> None:
+        for layout in (0, int(VhostFeature.RING_PACKED)):
+            if layout & ~probe.offer.virtio:
+                continue
+            with about("packed rings" if layout else "split rings"):
+                await function(probe, layout)
+
+    return check
 
 
 def all_checks() -> tuple[Check, ...]:

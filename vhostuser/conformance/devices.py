@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vhostuser.frontend.memory import GuestRam
     from vhostuser.frontend.rings import Buffer
 
-_SECTOR = 512
 _BLK_HEADER = struct.Struct("<IIQ")
 
 
@@ -48,7 +47,7 @@ class Device(ABC):
         name: As on the command line.
         rings: How many rings its driver starts.
         ring: On which of them it is given work.
-        writes: Whether the chains of that ring have something for the device to write.
+        reads, writes: Whether the chains of that ring have something for the device to read, and to write.
         features: Virtio features without which the driver does not work.
         echo: On which ring what was sent may come back (:attr:`Offer.echo <vhostuser.conformance.check.Offer.echo>`);
             None for devices that send nothing.
@@ -58,6 +57,7 @@ class Device(ABC):
     name: str
     rings: int
     ring: int
+    reads: bool
     writes: bool
     features = int(DriverFeature.VERSION_1)
     echo: int | None = None
@@ -84,6 +84,7 @@ class Net(Device):
     name = "net"
     rings = 2
     ring = 1
+    reads = True
     writes = False
     echo = 0
     header_size = 12
@@ -111,28 +112,28 @@ class Net(Device):
 
 
 class Blk(Device):
-    """A block device: its first sector is read."""
+    """A block device: of its first ones, two sectors are read."""
 
     name = "blk"
     rings = 1
     ring = 0
+    reads = True
     writes = True
+    _SIZE = 2 * 512
 
     def job(self, memory: GuestRam, number: int = 0, region: int = 0) -> Job:
-        """A read of a sector (VIRTIO_BLK_T_IN): header, sector, status."""
-        header, data, status = (memory.alloc(size, region=region) for size in (_BLK_HEADER.size, _SECTOR, 1))
+        """A read of two sectors (VIRTIO_BLK_T_IN): header, sectors, status."""
+        header, data, status = (memory.alloc(size, region=region) for size in (_BLK_HEADER.size, self._SIZE, 1))
         memory.write(header, _BLK_HEADER.pack(0, 0, number % 8))
         memory.write(status, b"\xff")
 
         def done(written: int) -> None:
-            if written != _SECTOR + 1:
-                raise Violation(
-                    f"a sector was read: {_SECTOR} bytes and a status, came back with {written} bytes written"
-                )
+            if written != self._SIZE + 1:
+                raise Violation(f"a read of {self._SIZE} bytes and a status came back with {written} bytes written")
             if (code := memory.read(status, 1)) != b"\0":
-                raise Violation(f"a sector was read: status {code.hex()}, expected 00")
+                raise Violation(f"a read came back with status {code.hex()}, not 00")
 
-        return Job([(header, _BLK_HEADER.size)], [(data, _SECTOR), (status, 1)], done)
+        return Job([(header, _BLK_HEADER.size)], [(data, self._SIZE), (status, 1)], done)
 
 
 class Rng(Device):
@@ -141,8 +142,9 @@ class Rng(Device):
     name = "rng"
     rings = 1
     ring = 0
+    reads = False
     writes = True
-    _SIZE = 64
+    _SIZE = 2048
 
     def job(self, memory: GuestRam, number: int = 0, region: int = 0) -> Job:
         """A buffer to fill."""
@@ -152,8 +154,9 @@ class Rng(Device):
         def done(written: int) -> None:
             if not 0 < written <= self._SIZE:
                 raise Violation(f"random bytes: {written} written to a buffer of {self._SIZE}")
-            if not any(memory.read(address, written)):
-                raise Violation(f"random bytes: {written} zeros")
+            data = memory.read(address, written)
+            if not (any(data[:16]) and any(data[-16:])):
+                raise Violation(f"random bytes: {written}, the first or the last of which are zeros")
 
         return Job([], [(address, self._SIZE)], done)
 

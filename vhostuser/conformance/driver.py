@@ -220,6 +220,11 @@ class Driver:
         with suppress(BlockingIOError):
             os.eventfd_write(ring.kick_fd.fileno(), 1)
 
+    def kick_if_wanted(self, ring: DriverQueue) -> None:
+        """Kick a ring if the device has asked for it, as a driver does that keeps the rules."""
+        if ring.kick():
+            self._record.signalled(ring.kick_fd.fileno())
+
     def give(
         self, ring: DriverRing | PackedDriverRing | None = None, *, region: int = 0, indirect: bool = False
     ) -> int:

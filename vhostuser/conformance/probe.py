@@ -192,6 +192,11 @@ class Probe:
         os.ftruncate(fd, size)
         return fd
 
+    def resize(self, fd: int, size: int) -> None:
+        """Change the length of a file in memory that was passed."""
+        self.record.resized(fd, size)
+        os.ftruncate(fd, size)
+
     def open(self, path: str, flags: int = os.O_RDONLY) -> int:
         """An open file."""
         return self.keep(os.open(path, flags | os.O_CLOEXEC), path)

@@ -19,12 +19,22 @@ class DriverFeature(IntFlag):
     """The driver takes TCP/IPv4 segments that are too long for the wire."""
     GUEST_TSO6 = 1 << 8
     """The same for TCP/IPv6."""
+    GUEST_ECN = 1 << 9
+    """Such segments may have ECN."""
+    GUEST_UFO = 1 << 10
+    """The driver takes UDP datagrams that are to be fragmented."""
     HOST_TSO4 = 1 << 11
     """The device takes TCP/IPv4 segments that are too long for the wire."""
     HOST_TSO6 = 1 << 12
     """The same for TCP/IPv6."""
+    HOST_ECN = 1 << 13
+    """Such segments may have ECN."""
+    HOST_UFO = 1 << 14
+    """The device takes UDP datagrams that are to be fragmented."""
     MRG_RXBUF = 1 << 15
     """A received frame may take several buffers."""
+    CTRL_VQ = 1 << 17
+    """There is a control virtqueue."""
     MQ = 1 << 22
     """There is more than one queue pair."""
     INDIRECT_DESC = 1 << 28
@@ -39,6 +49,12 @@ class DriverFeature(IntFlag):
     """Rings have the packed layout."""
     IN_ORDER = 1 << 35
     """The device uses buffers in the order in which they were made available."""
+    GUEST_USO4 = 1 << 54
+    """The driver takes UDP/IPv4 segments that are too long for the wire."""
+    GUEST_USO6 = 1 << 55
+    """The same for UDP/IPv6."""
+    HOST_USO = 1 << 56
+    """The device takes UDP segments that are too long for the wire."""
 
 
 RING_FEATURES = DriverFeature.INDIRECT_DESC | DriverFeature.EVENT_IDX | DriverFeature.VERSION_1

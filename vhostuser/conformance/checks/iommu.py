@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import Violation, checks, each_layout
 from vhostuser.frontend.dirty import PAGE
 from vhostuser.frontend.iommu import IOVA_BASE
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
@@ -288,6 +288,23 @@ async def a_miss_is_asked_for_and_the_ring_goes_on(probe: Probe) -> None:
 
 def _reads_first(driver: Driver) -> bool:
     return bool(driver.device.job(driver.memory).readable)
+
+
+@checks("VIO-MEM-2", needs=_NEEDS)
+@each_layout
+async def a_chain_that_waits_holds_up_those_behind_it(probe: Probe, layout: int) -> None:
+    driver, own = await _behind_an_iommu(probe, virtio=layout)
+    first = driver.give()
+    page = driver.memory.alloc(PAGE, PAGE, 1) + PAGE
+    second, third = driver.give(region=1), driver.give()
+    driver.kick(driver.work)
+    order = [used.head for used in await driver.used(1)]
+    await _missed(own)
+    await driver.left_alone(kick=False)
+    await _update(driver, page, PAGE)
+    order += [used.head for used in await driver.used(2)]
+    if order != [first, second, third]:
+        raise Violation(f"chains {first}, {second}, {third}, the second waits for its translation; used were {order}")
 
 
 @checks("VU-IOTLB-11", needs=_NEEDS)

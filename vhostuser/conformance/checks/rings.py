@@ -194,7 +194,7 @@ async def calls_and_errors_start_no_ring(probe: Probe) -> None:
     await driver.left_alone()
 
 
-@checks("VU-RING-25", echo=True, needs=(V.PROTOCOL_FEATURES,))
+@checks("VU-RING-25", "VIO-NET-7", echo=True, needs=(V.PROTOCOL_FEATURES,))
 async def a_disabled_ring_is_worked_on_without_effect(probe: Probe) -> None:
     driver = await probe.driver()
     await driver.effective()
@@ -205,7 +205,7 @@ async def a_disabled_ring_is_worked_on_without_effect(probe: Probe) -> None:
     await driver.effective()
 
 
-@checks("VU-RING-25", echo=True, needs=(V.PROTOCOL_FEATURES,))
+@checks("VU-RING-25", "VIO-NET-7", echo=True, needs=(V.PROTOCOL_FEATURES,))
 async def a_disabled_ring_is_given_nothing(probe: Probe) -> None:
     driver = await probe.driver()
     await driver.effective()

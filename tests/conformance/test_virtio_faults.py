@@ -1,0 +1,105 @@
+"""The checks of rings and packets find faults, and none in a back-end without them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.conformance.virtio_faults import GROUPS, Fault
+from tests.faults.copies import change, faulty_copy
+from vhostuser.conformance import checks as _checks  # noqa: F401 - fills the register
+from vhostuser.conformance.check import all_checks
+from vhostuser.conformance.connection import Patience
+from vhostuser.conformance.devices import DEVICES
+from vhostuser.conformance.suite import Outcome, Result, offer_of, run_check
+from vhostuser.conformance.target import BackEnd, Target
+from vhostuser.peer.program import Program, started
+
+PATIENCE = Patience(answer=1.5, silence=0.05)
+CHECKS = {check.name: check for check in all_checks()}
+INTERPRETED = {"VHOSTUSER_EDITION": "interpreted", "VHOSTUSER_REQUIRE_COMPILED": "0"}
+NAMES = [fault.check for _, faults in GROUPS.values() for fault in faults]
+
+
+class Running(Target):
+    """A program that serves one check after the other, whatever it did in the one before."""
+
+    name = "running"
+    shared = True
+
+    def __init__(self, program: Program) -> None:
+        self._back_end = BackEnd(program.path, program)
+
+    @asynccontextmanager
+    async def back_end(self) -> AsyncIterator[BackEnd]:
+        yield self._back_end
+
+
+async def run_group(tree: Path | None, group: str, results: dict[str, Result]) -> None:
+    """Run a group's checks against a copy of the package in a tree, or against the package itself."""
+    words, faults = GROUPS[group]
+    env = {} if tree is None else {**INTERPRETED, "PYTHONPATH": str(tree)}
+    device = DEVICES[words.partition(" ")[0]]
+    async with started(f"{sys.executable} -m vhostuser {words} --socket-path={{socket}}", env=env) as program:
+        target = Running(program)
+        offer = await offer_of(target, device, PATIENCE)
+        for fault in faults:
+            results[fault.check] = await run_check(target, CHECKS[fault.check], device, offer, PATIENCE)
+
+
+def make_copy(tree: Path, group: str) -> None:
+    """Put a copy there that has all faults of a group."""
+    first, *others = GROUPS[group][1]
+    faulty_copy(tree, first.module, ((first.old, first.new),))
+    for fault in others:
+        change(tree / "vhostuser" / fault.module, ((fault.old, fault.new),))
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """What came of each fault's check, of all groups at a time."""
+    folder = tmp_path_factory.mktemp("faults")
+    results: dict[str, Result] = {}
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            for number, group in enumerate(GROUPS):
+                tree = folder / str(number)
+                make_copy(tree, group)
+                nursery.start_soon(run_group, tree, group, results)
+
+    trio.run(run)
+    return results
+
+
+@pytest.fixture(scope="module")
+def controls() -> dict[str, Result]:
+    """What came of the same checks against the package as it is."""
+    results: dict[str, Result] = {}
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            for group in GROUPS:
+                nursery.start_soon(partial(run_group, None, group, results))
+
+    trio.run(run)
+    return results
+
+
+@pytest.mark.parametrize("fault", [fault for _, faults in GROUPS.values() for fault in faults], ids=lambda f: f.check)
+def test_a_fault_is_found(fault: Fault, verdicts: dict[str, Result]) -> None:
+    result = verdicts[fault.check]
+    assert result.outcome is Outcome.FAIL
+    assert re.search(fault.shows, result.text), f"found for another reason than {fault.shows!r}: {result.text}"
+
+
+@pytest.mark.parametrize("check", NAMES)
+def test_no_fault_is_found_where_none_is(check: str, controls: dict[str, Result]) -> None:
+    assert controls[check].outcome is Outcome.PASS, controls[check].text
