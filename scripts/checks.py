@@ -23,10 +23,13 @@ PYTHON = sys.executable
 GUEST_TESTS = "tests/guest"
 HOSTILE_TESTS = "tests/hostile"
 
-#: These try nothing that is compiled, so one run is enough.
+#: The tools for any back-end or front-end; where they are tried on ours, it is a program with an edition of its own.
+TOOLS = [f"tests/{name}" for name in ("conformance", "fuzz", "fuzzing", "peer", "spec", "transcript")]
+
+#: These try nothing that is compiled, or have processes of their own that choose the edition, so one run is enough.
 ONE_EDITION = [
-    f"--ignore=tests/{name}"
-    for name in (
+    *(f"--ignore={path}" for path in TOOLS),
+    *(f"--ignore=tests/{name}" for name in (
         "wire",
         "session",
         "transport",
@@ -34,8 +37,11 @@ ONE_EDITION = [
         "faults",
         "hostile/test_framing.py",
         "hostile/test_storms.py",
-    )
-]
+    )),
+]  # fmt: skip
+
+#: About half of the time that tests without guests and hostile inputs take.
+FIRST_HALF = ["tests/virtio", "tests/faults"]
 
 #: Guest tests whose peers poll without a pause, or that count what a loaded machine would lose.
 POLLING = [f"{GUEST_TESTS}/test_{name}.py" for name in ("benchmark", "datapath", "dpdk", "multiqueue", "timeline")]
@@ -75,11 +81,13 @@ def pytest(name: str, *words: str, env: dict[str, str] | None = None) -> Check:
     return Check(name, [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", *words], env or {})
 
 
-#: Those that take longest come first.
+#: Those that take longest come first, so that what is left at the end is short.
 SIDE_BY_SIDE = [
-    pytest("guests compiled", GUEST_TESTS, *(f"--ignore={path}" for path in POLLING)),
     pytest("tests interpreted", f"--ignore={GUEST_TESTS}", *ONE_EDITION, env=INTERPRETED),
-    pytest("tests compiled", f"--ignore={GUEST_TESTS}", f"--ignore={HOSTILE_TESTS}"),
+    pytest("guests compiled", GUEST_TESTS, *(f"--ignore={path}" for path in POLLING)),
+    pytest("rings and faults compiled", *FIRST_HALF),
+    pytest("other tests compiled", *(f"--ignore={path}" for path in (GUEST_TESTS, HOSTILE_TESTS, *FIRST_HALF, *TOOLS))),
+    pytest("tools", *TOOLS),
     pytest("hostile inputs compiled", HOSTILE_TESTS),
     pytest("guests interpreted", *SHORT_GUEST_TESTS, env=INTERPRETED),
     Check("mypy", [PYTHON, "-m", "mypy"]),

@@ -38,6 +38,7 @@ from tests.rig.neighbours import neighbours as run_neighbours
 from tests.rig.netns import Netns
 from tests.rig.process import RigError
 from tests.rig.qemu import Qemu, VhostUserNic, accelerator
+from tests.rig.seeded import seeded as seeded_faults
 from tests.rig.traffic import Host
 from tests.rig.wild_frames import wild_frames
 from tests.virtio.fences import LAYOUTS, LOST_WITHOUT, stress, without_fence
@@ -160,6 +161,11 @@ def decode(seed: int = 1) -> dict[str, Any]:
     return mutations(MUTATIONS, seed)
 
 
+def seeded(seconds: float = 600) -> dict[str, Any]:
+    """The faults of tests/faults, each in a copy: found by the conformance suite or the fuzzer in ten minutes each?"""
+    return seeded_faults(seconds)
+
+
 def hostile(seed: int = 1) -> dict[str, Any]:
     """A million random and mutated frames, ten million ring operations on hostile memory: nothing crashes or stays."""
     results: dict[str, Any] = {"frames": wild_frames(FRAMES, seed)}
@@ -174,6 +180,7 @@ def hostile(seed: int = 1) -> dict[str, Any]:
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "reconnect": reconnect,
     "hostile": hostile,
+    "seeded": seeded,
     "decode": decode,
     "kill": kill,
     "hotplug": hotplug,

@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "frontend": {"errors", "fds", "limits", "wire", "transport"},
     "peer": {"errors", "fds"},
     "transcript": {"errors", "fds", "limits", "wire", "session", "transport"},
-    "fuzz": {"errors", "fds", "limits", "wire", "session", "transport", "transcript", "peer"},
+    "fuzz": {"errors", "fds", "limits", "spec", "wire", "session", "transport", "transcript", "peer"},
     "conformance": {
         *("errors", "fds", "limits", "wire", "session", "transport"),
         *("transcript", "peer", "frontend", "spec"),

@@ -112,3 +112,10 @@ class PrivilegeError(VhostUserError):
 
 class ConnectionClosedError(VhostUserError):
     """The peer closed the connection, at a message boundary or in the middle of a message."""
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The first error of a group, however deep; an error that is no group is its own."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

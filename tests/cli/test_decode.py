@@ -236,7 +236,8 @@ def test_recorded_conversations_break_no_rule(path: Path) -> None:
     headings = [line for line in result.output.splitlines() if line and not line.startswith(" ")]
     assert len(headings) == len(said)
     for heading, entry in zip(headings, said, strict=True):
-        assert heading.startswith(f"{entry.time:.6f} s  {entry.side.value}: {R(entry.request).name}, ")
+        name = R(entry.request).name + " reply" * entry.is_reply
+        assert heading.startswith(f"{entry.time:.6f} s  {entry.side.value}: {name}, ")
     assert result.output.count("  header.request  ") == len(said)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.devices.bench import MODERN, Net
@@ -45,6 +45,13 @@ steps = st.lists(
     max_size=30,
 )
 
+#: After a long packet one that is refused, longer than its chain: the next chain is not written.
+REFUSED_AND_TOO_LONG: list[tuple[str, Any]] = [
+    *[("post", [(2 * MIB, length)]) for length in (3 * PAGE, 12)],
+    ("post", [(2 * MIB - PAGE, 64)]),
+    *[("packet", (9000, True)), ("packet", (3, False))],
+]
+
 
 def do(net: Net, step: str, what: Any, indirect: bool) -> None:
     match step, what:
@@ -68,6 +75,7 @@ def do(net: Net, step: str, what: Any, indirect: bool) -> None:
     batching=st.sampled_from(Batching),
     steps=steps,
 )
+@example(mergeable=False, event_idx=False, indirect=False, batching=Batching.NONE, steps=REFUSED_AND_TOO_LONG)
 @settings(deadline=None, max_examples=60)
 def test_what_was_written_is_what_was_logged(
     layout: int, mergeable: bool, event_idx: bool, indirect: bool, batching: Batching, steps: list[tuple[str, Any]]

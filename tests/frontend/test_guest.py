@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import REPEATABLE
 from vhostuser.frontend import guest as g
 
-PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=50, deadline=None, derandomize=REPEATABLE)
 
 MAC = bytes.fromhex("525400000001")
 PEER_MAC = bytes.fromhex("525400000002")

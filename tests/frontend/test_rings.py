@@ -11,12 +11,13 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import REPEATABLE
 from tests.frontend.devices import WRITE, Device, Taken, device_of, make_ring
 from vhostuser.errors import RemoteProtocolError
 from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.rings import DriverQueue, Used
 
-PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=150, deadline=None, derandomize=REPEATABLE)
 
 
 @pytest.fixture(params=[False, True], ids=["split", "packed"])

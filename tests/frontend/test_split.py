@@ -12,11 +12,12 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import REPEATABLE
 from vhostuser.errors import RemoteProtocolError
 from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.split import NO_NOTIFICATION, Descriptor, DescriptorFlags, DriverRing, SplitRing, Used
 
-PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=50, deadline=None, derandomize=REPEATABLE)
 
 NEXT, WRITE, INDIRECT = DescriptorFlags.NEXT, DescriptorFlags.WRITE, DescriptorFlags.INDIRECT
 

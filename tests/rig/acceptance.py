@@ -13,13 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.rig.backend import Backend, Footprint
+from tests.rig.backend import Backend
 from tests.rig.image import GuestImage
 from tests.rig.netns import Netns
 from tests.rig.process import RigError, wait_until
 from tests.rig.qemu import Qemu, VhostUserNic
 from tests.rig.testpmd import Testpmd, virtio_user
 from tests.rig.traffic import End, Flow, Host, Tally
+from vhostuser.peer.footprint import Footprint
 
 HOST_ADDRESS = "10.77.0.1"
 GUEST_ADDRESS = "10.77.0.2"

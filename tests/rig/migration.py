@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.rig.acceptance import GUEST_ADDRESS, HOST_ADDRESS, PREFIX, ping, settled
-from tests.rig.backend import Footprint
 from tests.rig.image import GuestImage
 from tests.rig.netns import Netns
 from tests.rig.places import BRIDGE, MakePlaces, Place, Plan, dpdk, ours, ours_like_dpdk, two_places
 from tests.rig.process import Closing, RigError, wait_until
 from tests.rig.qemu import Pinned, Qemu, TapNic
 from tests.rig.traffic import End, Flow, Host, Tally
+from vhostuser.peer.footprint import Footprint
 
 MEMORY = 128  # MiB
 ETH_P_RARP = 0x8035

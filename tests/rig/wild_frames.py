@@ -28,11 +28,11 @@ from typing import Any
 
 import trio
 
-from tests.rig.backend import Footprint
 from tests.rig.process import Program, RigError, wait_until
 from vhostuser.frontend.client import connect
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
+from vhostuser.peer.footprint import Footprint
 from vhostuser.wire import layouts
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.frames import HEADER_SIZE, MAX_PAYLOAD, VERSION, Frame, HeaderFlags

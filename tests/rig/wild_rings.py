@@ -26,7 +26,6 @@ from random import Random
 from typing import Any
 
 from tests.devices.bench import MODERN, Net
-from tests.rig.backend import Footprint
 from tests.rig.process import Program, RigError
 from tests.virtio.bench import PACKED, map_guest
 from vhostuser.devices.net.batch import Batching
@@ -36,6 +35,7 @@ from vhostuser.devices.net.ports.sockets import Loop
 from vhostuser.devices.net.pump import NetPump
 from vhostuser.errors import PayloadError
 from vhostuser.frontend.memory import GuestRam
+from vhostuser.peer.footprint import Footprint
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.layout import WORK
 from vhostuser.virtio.memory import GuestMemory

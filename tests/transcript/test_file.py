@@ -21,7 +21,7 @@ from vhostuser.transcript.entries import (
     Transcript,
     Wrote,
 )
-from vhostuser.transcript.file import FORMAT, TranscriptError, lines_of, load, parse, save
+from vhostuser.transcript.file import FORMAT, Recorder, TranscriptError, lines_of, load, parse, save
 
 RECORDED = sorted((Path(__file__).parents[2] / "protocol-spec" / "transcripts").glob("*.jsonl"))
 
@@ -53,6 +53,7 @@ entries: st.SearchStrategy[Entry] = st.one_of(
         st.sampled_from((None, "ack", "reply")),
         times,
         st.lists(st.just("VU-HDR-1"), max_size=1).map(tuple),
+        st.lists(st.just("0x10 cleared"), max_size=1).map(tuple),
     ),
     st.builds(
         Wrote, names, st.integers(0, 2**40), st.lists(st.binary(max_size=9), min_size=1).map(tuple), times, times
@@ -76,6 +77,16 @@ def test_recorded_transcripts_are_read(path: Path, tmp_path: Path) -> None:
     assert len(transcript.entries) == len(path.read_text().splitlines()) - 1
     save(transcript, tmp_path / "again.jsonl")
     assert load(tmp_path / "again.jsonl") == transcript
+
+
+def test_a_recorder_writes_each_entry_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    with Recorder(path) as recorder:
+        recorder.begin("QEMU", "ours")
+        recorder.begin("QEMU again", "ours")
+        assert load(path) == Transcript((), "QEMU", "ours")
+        recorder.add(Closed())
+        assert load(path).entries == (Closed(),)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ async def test_bytes_that_are_no_message_are_a_breach_and_end_the_connection() -
     back_end = Scripted({R.GET_FEATURES: garbage})
     performance = await perform(back_end, [ask(R.GET_FEATURES), ask(R.SET_OWNER)])
     ((entry, breach),) = performance.breaches
-    assert (entry, breach.blame, performance.closed) == (0, BACKEND, [])
+    assert (entry, breach.blame, performance.closed) == (0, BACKEND, [0])
     assert "version 3" in breach.text
     assert back_end.requests == [R.GET_FEATURES]
 

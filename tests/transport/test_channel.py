@@ -16,12 +16,13 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import REPEATABLE
 from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
 from vhostuser.limits import Limits
 from vhostuser.transport.channel import Channel
 from vhostuser.wire.frames import Frame, LentFds
 
-PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=50, deadline=None, derandomize=REPEATABLE)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

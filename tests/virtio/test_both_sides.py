@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import REPEATABLE
 from tests.frontend.devices import make_ring as make_driver
 from tests.virtio.bench import map_guest, signals, start, turn_until_idle
 from vhostuser.devices.net.pump import NetPump
@@ -19,7 +20,7 @@ from vhostuser.virtio.layout import EITHER
 from vhostuser.virtio.pump import ChainPump
 from vhostuser.virtio.rings import make_ring
 
-PROPERTY = settings(max_examples=200, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=200, deadline=None, derandomize=REPEATABLE)
 
 
 class Setup(NamedTuple):

@@ -255,6 +255,26 @@ def test_a_ring_that_stops_at_once_keeps_its_record(ram: GuestRam, packed: bool)
         bench.finish()
 
 
+@pytest.mark.proves("VIO-INFLIGHT-2")
+def test_a_packed_record_that_was_taken_over_has_room_for_as_many_chains_again(ram: GuestRam) -> None:
+    """The entries of a chain that a back-end before this one took are free entries, one and all, once it is used."""
+    with RecordedChain(ram, packed=True) as bench:
+        bench.boot()
+        bench.add(2)
+        assert bench.pump.turn() == EVENT
+        bench.die()
+        bench.boot()
+        bench.turn()
+        assert bench.reap() == 1
+        bench.add(3)
+        assert bench.pump.turn() == EVENT
+        assert packed_entries(bench)[0][:4] == (1, 1, 2, 3)
+        assert [row.flags & 1 for row in packed_entries(bench)[:3]] == [1, 1, 0]
+        bench.die()
+        bench.boot()
+        bench.finish()
+
+
 @both
 def test_chains_that_are_put_back_are_recorded_once(ram: GuestRam, packed: bool) -> None:
     """A full port, or a packet that wants more buffers than there are, puts chains back again and again."""

@@ -8,11 +8,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from tests.examples import REPEATABLE
 from vhostuser.wire import messages as m
 from vhostuser.wire.layouts import MAX_CONFIG_SIZE, MAX_REGIONS
 
 # Most properties run once for each row of the table, so a few examples each are many.
-PROPERTY = settings(max_examples=30, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=30, deadline=None, derandomize=REPEATABLE)
 
 KINDS = [kind for kind in vars(m).values() if isinstance(kind, type) and kind.__base__ is m.Payload]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from vhostuser import edition
 from vhostuser.cli.file import guests_of
 from vhostuser.cli.options import LIMIT, MODE, OWNER, UID, USER, Parsed
 from vhostuser.cli.running import Guest, run
+from vhostuser.cli.tools import Programs
 from vhostuser.device import Device
 from vhostuser.devices.net.device import MAX_PAIRS, IoUring, NetDevice
 from vhostuser.devices.net.features import NetFeature
@@ -28,9 +28,6 @@ from vhostuser.limits import Limits
 from vhostuser.privileges import User
 from vhostuser.transport.access import Access
 from vhostuser.virtio.features import VirtioFeature
-
-#: Modules of this package that have a command of their name.
-TOOLS = ("conform", "decode", "fuzz")
 
 _VERSION = f"vhostuser {vhostuser.__version__}, data path {edition.name()}"
 
@@ -137,23 +134,8 @@ _FEATURES = Parsed[tuple[int, int]]("+NAME,-NAME", tuple, _feature_change)
 # ---- devices ---------------------------------------------------------------------------------------------------------
 
 
-class _Programs(click.Group):
-    """Devices, and tools, whose modules are imported when they are asked for: a device starts without them."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        """The names of all programs."""
-        return sorted([*super().list_commands(context), *TOOLS])
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """The program of that name."""
-        if name not in TOOLS:
-            return super().get_command(context, name)
-        command: click.Command = getattr(import_module(f"vhostuser.cli.{name}"), name)
-        return command
-
-
 @click.group(
-    cls=_Programs, help=__doc__.splitlines()[0] if __doc__ else None, context_settings={"max_content_width": 100}
+    cls=Programs, help=__doc__.splitlines()[0] if __doc__ else None, context_settings={"max_content_width": 100}
 )
 @click.version_option(vhostuser.__version__, message=_VERSION)
 def main() -> None:

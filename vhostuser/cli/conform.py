@@ -70,7 +70,7 @@ from vhostuser.transcript.file import save
     metavar="SECONDS",
     help="How long to wait for an answer.",
 )
-def conform(
+def command(
     path: Path | None,
     spawn: str | None,
     keep: bool,

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 
 import click
 
+from vhostuser.cli.options import DEVICE, FEATURE_NAMES
 from vhostuser.cli.shown import Shown
-from vhostuser.devices.net.features import NetFeature
 from vhostuser.transcript.entries import Said, Side
 from vhostuser.transcript.file import TranscriptError, parse
-from vhostuser.virtio.features import VirtioFeature
 from vhostuser.wire.dissect import Part, dissect
 from vhostuser.wire.meanings import FeatureNames
 from vhostuser.wire.requests import Direction
@@ -31,7 +30,6 @@ MAX_INPUT = 64 << 20
 """Longest input that is read, in bytes."""
 
 _SIDES = {side.value: side for side in Side}
-_DEVICES: dict[str | None, FeatureNames] = {None: (VirtioFeature,), "net": (VirtioFeature, NetFeature)}
 _TEXT = frozenset(map(ord, string.printable))
 _XXD = re.compile(r"\s*[0-9a-f]+:\s+((?:[0-9a-f]+ )*[0-9a-f]+)(?:  .*)?", re.IGNORECASE)
 
@@ -66,7 +64,7 @@ class Piece:
         return Side.BACKEND if self.side is Side.FRONTEND else Side.FRONTEND
 
 
-@click.command()
+@click.command("decode")
 @click.argument("source", metavar="[FILE|-|HEX...]", nargs=-1)
 @click.option(
     "--from",
@@ -82,14 +80,12 @@ class Piece:
     metavar="N",
     help="How many descriptors came with the first message; else that is not judged.",
 )
-@click.option(
-    "--device", type=click.Choice([name for name in _DEVICES if name]), help="Name the device's own feature bits, too."
-)
+@DEVICE
 @click.option("--hex", "form", flag_value="hex", help="The input is hexadecimal digits.")
 @click.option("--binary", "form", flag_value="binary", help="The input is the bytes themselves.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def decode(
+def command(
     context: click.Context,
     source: tuple[str, ...],
     sender: str,
@@ -106,7 +102,7 @@ def decode(
     Example: vhostuser decode 0c000000 01000000 08000000 0101000000000000
     """  # fmt: skip
     pieces = _pieces(source, _SIDES[sender], fds, form)
-    shown = [message for piece in pieces for message in piece.messages(_DEVICES[device])]
+    shown = [message for piece in pieces for message in piece.messages(FEATURE_NAMES[device])]
     _show(shown, as_json)
     context.exit(int(any(message.part.broken for message in shown)))
 

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vhostuser.errors import VhostUserError
+from vhostuser.fuzz.back_end import BackEnds
 from vhostuser.fuzz.campaign import Campaign, Settings
 from vhostuser.fuzz.campaign import Progress as Come
 from vhostuser.fuzz.establish import CONFIRMATIONS
-from vhostuser.fuzz.model import State
 from vhostuser.fuzz.report import messages_of, ordered, report
 from vhostuser.fuzz.target import Range
 
@@ -65,7 +65,7 @@ _LINE_EACH = 10.0  # seconds, where nobody watches
     metavar="FILE",
     help="Write the report as JSON, too.",
 )
-def fuzz(
+def command(
     path: Path | None,
     spawn: str | None,
     duration: float,
@@ -90,7 +90,7 @@ def fuzz(
     begin = time.monotonic()
     try:
         with _watched(console, duration) as news:
-            progress = trio.run(Campaign(Range(spawn, path, max(1.0, 2 * patience)), settings, news).run)
+            progress = trio.run(Campaign(BackEnds(Range(spawn, path, max(1.0, 2 * patience))), settings, news).run)
     except (VhostUserError, OSError) as error:
         click.echo(f"vhostuser fuzz: {error}", err=True)
         sys.exit(_CANNOT)
@@ -144,7 +144,7 @@ class _Lines:
 def _line(come: Come, seconds: float) -> str:
     rate = come.conversations / max(seconds, 1e-3)
     return (
-        f"{come.conversations} conversations ({rate:.0f}/s), {come.messages} entries, {come.targets} back-ends, "
+        f"{come.conversations} conversations ({rate:.0f}/s), {come.messages} entries, {come.targets} {come.plural}, "
         f"{come.corpus} kept, {len(come.found)} found"
     )
 
@@ -179,7 +179,7 @@ def _found(progress: Come) -> Table:
 
 
 def _reached(progress: Come) -> Table:
-    table = Table("request", *(state.value for state in State), title="Reached: sent / answered / refused, by state")
+    table = Table("request", *progress.reached.columns, title=progress.reached.title)
     for name, row in progress.reached.rows():
-        table.add_row(name, *(f"{v.sent} / {v.answered} / {v.refused}" if v.sent else "-" for v in row.values()))
+        table.add_row(name, *(" / ".join(map(str, cell)) if cell[0] else "-" for cell in row))
     return table

@@ -1,4 +1,4 @@
-"""Kinds of option values that are more than a word or a number: users, owners, modes, limits."""
+"""Kinds of option values that are more than a word or a number, and options that several commands have."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any, Generic, TypeVar
 
 import click
 
+from vhostuser.devices.net.features import NetFeature
 from vhostuser.limits import Limits
 from vhostuser.privileges import User
+from vhostuser.virtio.features import VirtioFeature
+from vhostuser.wire.meanings import FeatureNames
 
 T = TypeVar("T")
 
@@ -91,3 +94,11 @@ UID = Parsed("USER", int, _uid)
 OWNER = Parsed[tuple[int, int]]("USER:GROUP", tuple, _owner)
 MODE = Parsed("OCTAL", int, _mode)
 LIMIT = Parsed[tuple[str, float]]("NAME=N", tuple, _limit)
+
+FEATURE_NAMES: dict[str | None, FeatureNames] = {None: (VirtioFeature,), "net": (VirtioFeature, NetFeature)}
+"""Names of virtio feature bits, by the device whose own are to be among them."""
+DEVICE = click.option(
+    "--device",
+    type=click.Choice([name for name in FEATURE_NAMES if name]),
+    help="Name the device's own feature bits, too.",
+)

@@ -25,7 +25,7 @@ import trio
 
 from vhostuser import edition
 from vhostuser.device import Device
-from vhostuser.errors import PortError, VhostUserError
+from vhostuser.errors import PortError, VhostUserError, first_of
 from vhostuser.fds import OwnedFd
 from vhostuser.limits import STANDARD, Limits
 from vhostuser.privileges import NOTHING, Capability, User, drop
@@ -163,7 +163,7 @@ def run(guests: Sequence[Guest], verbose: int, user: User | None = None) -> None
     try:
         trio.run(Program(guests, partial(_drop_privileges, user)).run)
     except* VhostUserError as errors:
-        raise SystemExit(f"{Path(sys.argv[0]).name}: {_first(errors)}") from None
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {first_of(errors)}") from None
 
 
 def _check_edition() -> None:
@@ -246,7 +246,7 @@ class Program:
                     await self._complete.wait()
                     await server.run()
                 except* VhostUserError as errors:
-                    self._failed(guest, _first(errors))
+                    self._failed(guest, first_of(errors))
                 finally:
                     self._served.remove((guest, device, server))
                     device.close()
@@ -266,9 +266,3 @@ class Program:
             else:
                 log.info("ended by %s", signal.Signals(number).name)
                 scope.cancel()
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from vhostuser.spec.statements import statements
 from vhostuser.wire.dissect import BrokenRule, Field, Part
 
@@ -41,12 +46,6 @@ class Shown:
 
     def print_table(self) -> None:
         """For a terminal."""
-        # not above: it takes longer to import than all the rest, and who serves guests starts without it
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
         table = Table(title=Text(self.heading, "bold"), title_justify="left", box=SIMPLE_HEAD)
         for name in _COLUMNS:
             table.add_column(name, justify="right" if name == "offset" else "left", overflow="fold")

@@ -9,7 +9,7 @@ nothing comes in time, is a violation. That nothing comes is shown by a question
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -80,12 +80,15 @@ class Connection:
     Attributes:
         features: Virtio features that were acknowledged on it.
         protocol: Protocol features likewise.
+        strict: Whether an answer needs the flags of a reply and no others; without, those that some back-ends copy
+            from the request are overlooked, so that they fail the one statement about them and no other.
         listening: Whether the back-end was told to wait for pages (post-copy).
         closed: Whether either side has closed it.
     """
 
     def __init__(self, channel: Channel, record: Record, patience: Patience, kept: ExitStack) -> None:
         self.channel = channel
+        self.strict = False
         self.features = 0
         self.protocol = ProtocolFeature(0)
         self.listening = False
@@ -240,10 +243,11 @@ class Connection:
 
     async def rejected(self, frame: Frame) -> None:
         """The same, or the back-end closes the connection: what the specification asks of most wrong requests."""
-        if await self._refusal(frame) is not None:
+        expected = "a refusal or the end of the connection"
+        if await self._refusal(frame, expected) is not None:
             await self.talks(frame)
         elif not self.closed:
-            raise Violation(f"{_told(frame)}: expected a refusal or the end, but {self._what_instead()}")
+            raise Violation(f"{_told(frame)}: expected {expected}, but {self._what_instead()}")
 
     async def closes(self, frame: Frame | None = None) -> None:
         """The back-end has to close the connection, after a frame if there is one."""
@@ -285,7 +289,7 @@ class Connection:
         told = f"after {_told(after)}: " if after else ""
         await self.send(question)
         answer = await self.hear(f"{told}the answer to GET_FEATURES and nothing before it")
-        if (answer.request, answer.flags, len(answer.payload)) != (question.request, REPLY, 8):
+        if (answer.request, len(answer.payload)) != (question.request, 8) or not self._replies(answer):
             raise Violation(f"{told}expected the answer to GET_FEATURES and nothing before it, came {answer}")
         return answer
 
@@ -296,7 +300,7 @@ class Connection:
             return None
         return await self._next(self._patience.answer)
 
-    async def _refusal(self, frame: Frame) -> Frame | None:
+    async def _refusal(self, frame: Frame, expected: str = "a refusal") -> Frame | None:
         """Send a frame; the answer if it is a refusal. Raises Violation for another answer."""
         spec = spec_of(Direction.FRONTEND, frame.request)
         if not self._is_answered(frame):
@@ -305,10 +309,10 @@ class Connection:
         answer = await self._next(self._patience.answer)
         if answer is None:
             return None
-        if (answer.request, answer.flags) != (frame.request, REPLY):
-            raise Violation(f"{_told(frame)}: expected a refusal, came {answer}")
+        if answer.request != frame.request or not self._replies(answer):
+            raise Violation(f"{_told(frame)}: expected {expected}, came {answer}")
         if not _is_refusal(spec if self._has_own_reply(spec) else None, answer):
-            raise Violation(f"{_told(frame)}: expected a refusal, came {_shown(spec, answer)}")
+            raise Violation(f"{_told(frame)}: expected {expected}, came {_shown(spec, answer)}")
         return answer
 
     def _judged(self, frame: Frame, answer: Frame) -> Answer:
@@ -318,12 +322,16 @@ class Connection:
         if spec is None:
             raise Violation(f"{_told(frame)}: unknown, and answered with {answer}")
         try:
-            value = decode_reply(spec, answer)
+            value = decode_reply(spec, replace(answer, flags=REPLY) if self._replies(answer) else answer)
         except ProtocolError as error:
             raise Violation(f"{_told(frame)}: {error}") from None
         if _is_refusal(spec if own else None, answer) and spec.reply is not Reply.GATED:
             raise Violation(f"{_told(frame)}: refused with {_shown(spec, answer)}")
         return Answer(answer, value, tuple(answer.fds.filenos()))
+
+    def _replies(self, answer: Frame) -> bool:
+        """Whether its flags are those of a reply."""
+        return answer.flags == REPLY if self.strict else answer.flags & REPLY == REPLY
 
     def _is_answered(self, frame: Frame) -> bool:
         spec = spec_of(Direction.FRONTEND, frame.request)

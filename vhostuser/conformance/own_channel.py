@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 
 class OwnChannel:
-    """Our end of it; the arguments are those of :class:`Connection <vhostuser.conformance.connection.Connection>`."""
+    """Our end of it; the arguments are those of :class:`Connection <vhostuser.conformance.connection.Connection>`.
+
+    Attributes:
+        closed: Whether the back-end was found to have closed it.
+    """
 
     def __init__(self, channel: Channel, record: Record, patience: Patience, kept: ExitStack) -> None:
+        self.closed = False
         self._channel = channel
         self._record = record
         self._patience = patience
@@ -37,7 +42,8 @@ class OwnChannel:
         told = f"{request.name} on the back-end's channel" + (f" {why}" if why else "")
         frame = await self._next(self._patience.answer)
         if frame is None:
-            raise Violation(f"expected {told}, nothing came in {self._patience.answer:g} s")
+            how = "it was closed" if self.closed else f"nothing came in {self._patience.answer:g} s"
+            raise Violation(f"expected {told}, but {how}")
         if frame.request != request:
             raise Violation(f"expected {told}, came {describe(Direction.BACKEND, frame)}")
         return self._decoded(frame)
@@ -89,7 +95,10 @@ class OwnChannel:
         with trio.move_on_after(within):
             try:
                 frame = await self._channel.receive()
-            except (ConnectionClosedError, FramingError) as error:
+            except ConnectionClosedError:
+                self.closed = True
+                return None
+            except FramingError as error:
                 raise Violation(f"the back-end's channel: {error}") from None
             self._record.frame(Side.BACKEND, frame, own_channel=True)
             self._kept.callback(frame.fds.close)

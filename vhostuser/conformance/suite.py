@@ -207,15 +207,15 @@ async def _harm(back_end: BackEnd, before: Footprint | None, offer: Offer, devic
     if fault := await _greets(back_end, offer, device, patience):
         death = await back_end.death(patience.silence)
         return f"the back-end died: {death}" if death else f"afterwards: {fault}"
-    difference = ""
+    kept = ""
     with trio.move_on_after(patience.answer):
-        while difference := _difference(before, back_end.footprint()):  # noqa: ASYNC110 - nothing tells
+        while kept := _growth(before, back_end.footprint()):  # noqa: ASYNC110 - nothing tells
             await trio.sleep(_LOOK)
-    return f"left behind: {difference}" if difference else ""
+    return f"left behind: {kept}" if kept else ""
 
 
-def _difference(before: Footprint | None, after: Footprint | None) -> str:
-    return "" if before is None or after is None else before.difference(after)
+def _growth(before: Footprint | None, after: Footprint | None) -> str:
+    return "" if before is None or after is None else before.growth(after)
 
 
 async def _greets(back_end: BackEnd, offer: Offer, device: Device, patience: Patience) -> str:

@@ -6,7 +6,7 @@ Must not know: why they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vhostuser.transcript.entries import Entry, Transcript
@@ -18,10 +18,12 @@ class Corpus:
 
     Args:
         folder: Where they are kept between campaigns; made if it is not there. None: nowhere.
+        transcript: Makes a transcript of one.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, transcript: Callable[[tuple[Entry, ...]], Transcript]) -> None:
         self._folder = folder
+        self._transcript = transcript
         self.conversations: list[tuple[Entry, ...]] = []
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,6 @@ class Corpus:
         """Keep one more."""
         self.conversations.append(entries)
         if self._folder is not None:
-            transcript = Transcript(entries, front_end="vhostuser fuzz")
+            transcript = self._transcript(entries)
             name = hashlib.sha256("\n".join(lines_of(transcript)).encode()).hexdigest()[:16]
             save(transcript, self._folder / f"{name}.jsonl")

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vhostuser.errors import VhostUserError
+from vhostuser.fuzz.aim import Aim, Subject
 from vhostuser.fuzz.memory import MemoryWatch
 from vhostuser.fuzz.minimise import minimise
-from vhostuser.fuzz.target import Range, Target
-from vhostuser.fuzz.verdict import Finding, Trouble, examine
+from vhostuser.fuzz.verdict import FATAL, Finding, Trouble
 from vhostuser.peer.footprint import Footprint
 from vhostuser.transcript.entries import Closed, Entry
 
@@ -26,9 +27,7 @@ CONFIRMATIONS = 3
 """How often a finding has to show at the end, of as many times."""
 
 _PATIENT = 8  # times the patience of the search
-_TRIALS = 200
 _FEWER_TRIALS = 40
-_FATAL = frozenset({Trouble.CRASH, Trouble.EXIT, Trouble.HANG, Trouble.STARVED})
 _GROWING = frozenset({Trouble.FD_LEAK, Trouble.MEMORY_LEAK})
 
 
@@ -57,32 +56,32 @@ class Found:
     busy: bool = False
 
 
-async def establish(found: Found, targets: Range, patience: float, before: Sequence[tuple[Entry, ...]]) -> None:
+async def establish(found: Found, aim: Aim[Any], patience: float, before: Sequence[tuple[Entry, ...]]) -> None:
     """Make the conversation that shows a finding as small as can be, and show it again.
 
     Args:
         found: What the search met; its conversation and its confirmations are changed.
-        targets: Where targets come from.
+        aim: Where targets come from.
         patience: Seconds to wait for an answer while it is made smaller.
         before: The conversations that the target had before, the latest last.
     """
     found.confirmed, found.busy = 0, True
     found.attempts += 1
     try:
-        async with _trials(targets, found.finding, patience) as shows:
+        async with _trials(aim, found.finding, patience) as shows:
             whole = await _reproduced(shows, found, before)
             if whole is None:
                 return
-            trials = _FEWER_TRIALS if found.finding.trouble in _GROWING else _TRIALS
+            trials = min(_FEWER_TRIALS, aim.trials) if found.finding.trouble in _GROWING else aim.trials
             found.entries = await minimise(whole, shows, trials=trials)
-        found.confirmed = await confirm(found.finding, found.entries, targets, _PATIENT * patience)
+        found.confirmed = await confirm(found.finding, found.entries, aim, _PATIENT * patience)
     finally:
         found.busy = False
 
 
-async def confirm(finding: Finding, entries: tuple[Entry, ...], targets: Range, patience: float) -> int:
+async def confirm(finding: Finding, entries: tuple[Entry, ...], aim: Aim[Any], patience: float) -> int:
     """How many times of :data:`CONFIRMATIONS` a conversation shows a finding."""
-    async with _trials(targets, finding, patience) as shows:
+    async with _trials(aim, finding, patience) as shows:
         return sum([await shows(entries) for _ in range(CONFIRMATIONS)])
 
 
@@ -100,54 +99,48 @@ async def _reproduced(shows: _Trials, found: Found, before: Sequence[tuple[Entry
 
 
 @asynccontextmanager
-async def _trials(targets: Range, finding: Finding, patience: float) -> AsyncIterator[_Trials]:
+async def _trials(aim: Aim[Any], finding: Finding, patience: float) -> AsyncIterator[_Trials]:
     async with AsyncExitStack() as stack:
-        yield _Trials(targets, finding, patience, stack)
+        yield _Trials(aim, finding, patience, stack)
 
 
 class _Trials:
     """Whether conversations show a finding."""
 
-    def __init__(self, targets: Range, finding: Finding, patience: float, stack: AsyncExitStack) -> None:
-        self._targets = targets
+    def __init__(self, aim: Aim[Any], finding: Finding, patience: float, stack: AsyncExitStack) -> None:
+        self._aim = aim
         self._finding = finding
         self._patience = patience
         self._stack = stack
-        self._target: Target | None = None
+        self._target: Subject[Any] | None = None
 
     async def __call__(self, entries: tuple[Entry, ...]) -> bool:
         """Whether this one does. A target that cannot be started shows nothing."""
         try:
-            if self._finding.trouble in _FATAL | _GROWING:
-                async with self._targets.target() as target:
+            if self._finding.trouble in FATAL | _GROWING:
+                async with self._aim.target() as target:
                     return await self._shows(target, entries)
             return await self._shows(await self._lasting(), entries)
         except VhostUserError:
             return False
 
-    async def _lasting(self) -> Target:
+    async def _lasting(self) -> Subject[Any]:
         """A target that has not been spoiled yet."""
         if self._target is None or not self._target.alive:
             await self._stack.aclose()
-            self._target = await self._stack.enter_async_context(self._targets.target())
+            self._target = await self._stack.enter_async_context(self._aim.target())
         return self._target
 
-    async def _shows(self, target: Target, entries: tuple[Entry, ...]) -> bool:
+    async def _shows(self, target: Subject[Any], entries: tuple[Entry, ...]) -> bool:
         match self._finding.trouble:
             case Trouble.MEMORY_LEAK:
                 return await MemoryWatch(target).grows_by(entries, self._patience)
             case Trouble.FD_LEAK:
-                return all([await self._once(target, entries, await settled(target)) for _ in range(CONFIRMATIONS)])
+                return all([await self._once(target, entries, await target.settled()) for _ in range(CONFIRMATIONS)])
         return await self._once(target, entries, None)
 
-    async def _once(self, target: Target, entries: tuple[Entry, ...], before: Footprint | None) -> bool:
-        examined = await examine(entries, target, self._patience, before)
+    async def _once(self, target: Subject[Any], entries: tuple[Entry, ...], before: Footprint | None) -> bool:
+        examined = await target.examine(entries, self._patience, before)
         if examined.fatal:
             self._target = None
         return any(finding.name == self._finding.name for finding in examined.findings)
-
-
-async def settled(target: Target) -> Footprint | None:
-    """What a target holds once it has served somebody, as it has to."""
-    await target.serves()
-    return await target.settled()

@@ -9,9 +9,10 @@ conversation leaks if playing it again and again makes the process larger in the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from vhostuser.fuzz.target import Target
-from vhostuser.fuzz.verdict import examine, request_name
+from vhostuser.fuzz.aim import Subject
+from vhostuser.fuzz.verdict import request_name
 from vhostuser.transcript.entries import Entry
 
 ALLOWED = 32 << 20
@@ -29,7 +30,7 @@ class MemoryWatch:
         target: The target, just started.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Subject[Any]) -> None:
         self._target = target
         self._first = self._last = target.resident()
         self._grown: list[tuple[int, tuple[Entry, ...]]] = []
@@ -59,7 +60,7 @@ class MemoryWatch:
         sizes = []
         for _ in range(2):
             for _ in range(_PLAYS // 2):
-                if (await examine(entries, self._target, patience)).fatal:
+                if (await self._target.examine(entries, patience)).fatal:
                     return False
             sizes.append(self._target.resident())
         return sizes[0] - self._first > _PLAYS // 2 * _EACH and sizes[1] - sizes[0] > _PLAYS // 2 * _EACH

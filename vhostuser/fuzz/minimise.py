@@ -65,10 +65,11 @@ class _Search:
 
     async def plain(self) -> None:
         """Send in one piece what need not be split, and no descriptors where they are of no matter."""
-        for at, entry in enumerate(self.best):
-            if isinstance(entry, Said):
-                for plainer in _plainer(entry):
-                    await self._try((*self.best[:at], plainer, *self.best[at + 1 :]))
+        for at in range(len(self.best)):
+            for plainer in (_in_one_piece, _without_fds):
+                entry = self.best[at]
+                if isinstance(entry, Said):
+                    await self._try((*self.best[:at], plainer(entry), *self.best[at + 1 :]))
 
     async def _try(self, entries: tuple[Entry, ...]) -> None:
         if not entries or entries == self.best:
@@ -80,10 +81,9 @@ class _Search:
             self.best = entries
 
 
-def _plainer(said: Said) -> list[Said]:
-    others = []
-    if said.pieces:
-        others.append(replace(said, pieces=()))
-    if said.fds:
-        others.append(replace(said, fds=()))
-    return others
+def _in_one_piece(said: Said) -> Said:
+    return replace(said, pieces=())
+
+
+def _without_fds(said: Said) -> Said:
+    return replace(said, fds=())

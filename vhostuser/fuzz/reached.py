@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from vhostuser.fuzz.model import Known, Model, State
 from vhostuser.transcript.entries import Entry, Said
@@ -16,6 +17,24 @@ from vhostuser.wire.requests import FRONTEND_REQUESTS
 
 Place = tuple[int, State]
 """A request's number, and the state in which it was said."""
+
+
+class Map(Protocol):
+    """Where a campaign has been, as a table.
+
+    Attributes:
+        title: What its cells count, in words.
+        columns: The names of its columns.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+
+    def rows(self) -> Iterator[tuple[str, tuple[tuple[int, ...], ...]]]:
+        """Each row's name, and for each column what was counted there: first of all, the visits."""
+
+    def unvisited(self) -> list[str]:
+        """The places without a visit, each in words."""
 
 
 @dataclass
@@ -34,7 +53,10 @@ class Visits:
 
 
 class Reached:
-    """The table: a place for each request of the specification in each state; other numbers share one row."""
+    """A place for each request of the specification in each state; other numbers share one row."""
+
+    title = "Reached: sent / answered / refused, by state"
+    columns = tuple(state.value for state in State)
 
     def __init__(self) -> None:
         self._visits: dict[Place, Visits] = defaultdict(Visits)
@@ -46,16 +68,18 @@ class Reached:
         """How seldom a request was said in a state: 1 for never, towards 0."""
         return 1.0 / (1.0 + self._visits[request, state].sent)
 
-    def rows(self) -> Iterator[tuple[str, dict[State, Visits]]]:
+    def rows(self) -> Iterator[tuple[str, tuple[tuple[int, ...], ...]]]:
         """Each request of the specification, by its name, with its visits by state."""
         for number, spec in FRONTEND_REQUESTS.items():
-            yield spec.name, {state: self._visits[number, state] for state in State}
+            visits = (self._visits[number, state] for state in State)
+            yield spec.name, tuple((v.sent, v.answered, v.refused) for v in visits)
 
     def unvisited(self) -> list[str]:
         """The requests that were never said in some state, with it."""
         return [
-            f"{name} ({state.value})" for name, row in self.rows() for state, visits in row.items() if not visits.sent
-        ]
+            f"{name} ({state})" for name, row in self.rows()
+            for state, (sent, *_) in zip(self.columns, row, strict=True) if not sent
+        ]  # fmt: skip
 
     def add(self, known: Known, entries: Sequence[Entry], performance: Performance) -> set[tuple[object, ...]]:
         """Count a conversation, as far as it was said.
@@ -66,16 +90,13 @@ class Reached:
         model, behaviour = Model(known), set[tuple[object, ...]]()
         answers: dict[int, str] = {}
         for heard in performance.heard:
-            judgement = heard.judgement
-            if judgement is not None and judgement.message is not None and judgement.accepted is not None:
-                answers[heard.after] = "answered" if judgement.accepted else "refused"
-        closed = set(performance.closed)
+            if heard.answers is not None and heard.judgement is not None and heard.judgement.accepted is not None:
+                answers[heard.answers] = "answered" if heard.judgement.accepted else "refused"
         for number, entry in enumerate(entries[: performance.played]):
             if isinstance(entry, Said):
                 place = entry.request, model.state
                 self._count(place, answers.get(number))
-                outcome = answers.get(number) or ("closed" if number in closed else "silence")
-                behaviour.add((*place, outcome, model.judge(entry) is None))
+                behaviour.add((*place, answers.get(number), model.judge(entry) is None))
             model.follow(entry)
         return behaviour
 

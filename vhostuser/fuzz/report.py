@@ -25,7 +25,7 @@ def report(progress: Progress, settings: Settings, seconds: float) -> dict[str, 
         "corpus": progress.corpus,
         "findings": [_finding(found) for found in ordered(progress)],
         "reached": {
-            name: {state.value: [visits.sent, visits.answered, visits.refused] for state, visits in row.items()}
+            name: {column: list(cell) for column, cell in zip(progress.reached.columns, row, strict=True)}
             for name, row in progress.reached.rows()
         },
         "not reached": progress.reached.unvisited(),

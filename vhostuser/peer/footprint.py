@@ -52,6 +52,11 @@ class Footprint:
         ]
         return ", ".join(lines + ([f"{other.tasks - self.tasks:+d} threads"] if other.tasks != self.tasks else []))
 
+    def growth(self, other: Footprint) -> str:
+        """What the other holds more than this one; empty if nothing."""
+        most = Footprint(self.fds | other.fds, self.mappings | other.mappings, max(self.tasks, other.tasks))
+        return self.difference(most)
+
 
 def resident(pid: int) -> int:
     """Bytes of memory that a process has in use. Raises OSError as :meth:`Footprint.of` does."""

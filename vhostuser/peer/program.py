@@ -140,13 +140,19 @@ class Program:
 
 @asynccontextmanager
 async def started(
-    command: str, *, listens: bool = True, within: float = 30.0, env: Mapping[str, str] = NOTHING_MORE
+    command: str,
+    *,
+    path: Path | None = None,
+    listens: bool = True,
+    within: float = 30.0,
+    env: Mapping[str, str] = NOTHING_MORE,
 ) -> AsyncIterator[Program]:
     """Start a program and end it when the block ends.
 
     Args:
         command: its command line, split as a shell does, in which ``{socket}`` stands for the socket's path.
-        listens: wait until it listens there; else it is for the caller to listen before.
+        path: the socket's, for who listens there before the program starts; without it, one in the program's folder.
+        listens: wait until it listens there.
         within: seconds for that.
         env: added to our environment.
 
@@ -156,7 +162,7 @@ async def started(
     words = _words(command)
     with tempfile.TemporaryDirectory(prefix="vhostuser-peer-") as name:
         folder = Path(name)
-        path = folder / "vhost-user.sock"
+        path = path or folder / "vhost-user.sock"
         program = Program([word.replace(SOCKET, str(path)) for word in words], folder, path, env)
         try:
             _keep_core(program.pid)

@@ -6,9 +6,6 @@ acknowledges. Until it has, no ring reads the region: a fault that it does not k
 
     SET_MEM_TABLE or ADD_MEM_REG...  →  announce  →  reply with our addresses
     the acknowledgement              →  is_ack, take  →  the connection adopts the table, without an answer
-
-QEMU acknowledges a series of ADD_MEM_REG once. Its acknowledgement has the number of the last request and a zero
-where the payload should be; others send no payload.
 """
 
 from __future__ import annotations
@@ -17,11 +14,8 @@ from vhostuser.errors import StateError
 from vhostuser.fds import OwnedFd
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.userfault import UserFault
+from vhostuser.wire.codec import is_postcopy_ack
 from vhostuser.wire.frames import Frame
-from vhostuser.wire.requests import FrontendRequest as R
-
-_ACK_NUMBERS = frozenset({R.SET_MEM_TABLE, R.ADD_MEM_REG, R.REM_MEM_REG})
-_ACK_PAYLOADS = frozenset({b"", bytes(8)})
 
 
 class Postcopy:
@@ -80,8 +74,8 @@ class Postcopy:
         self.announced = memory
 
     def is_ack(self, frame: Frame) -> bool:
-        """Whether a frame is the acknowledgement of what was announced; as a request it would be malformed."""
-        return self.announced is not None and frame.request in _ACK_NUMBERS and frame.payload in _ACK_PAYLOADS
+        """Whether a frame is the acknowledgement of what was announced."""
+        return self.announced is not None and is_postcopy_ack(frame)
 
     def take(self) -> GuestMemory:
         """The announced table, to be used from now on."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import trio
 
 from vhostuser.device import Device
-from vhostuser.errors import ConnectionClosedError, FramingError
+from vhostuser.errors import ConnectionClosedError, FramingError, first_of
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers import HANDLERS
@@ -65,9 +65,9 @@ class Server:
                 try:
                     await self._connection.run()
                 except* ConnectionClosedError as closed:
-                    log.info("session %d: %s", self.sessions, _first(closed))
+                    log.info("session %d: %s", self.sessions, first_of(closed))
                 except* FramingError as broken:
-                    log.warning("session %d: closed: %s", self.sessions, _first(broken))
+                    log.warning("session %d: closed: %s", self.sessions, first_of(broken))
                 finally:
                     self._connection = None
 
@@ -84,9 +84,3 @@ class Server:
         if self._connection is not None:
             with trio.CancelScope(shield=True):
                 await self._connection.rings.in_turns(function)
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -25,7 +25,8 @@ each ring, and every rule reads those.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,12 @@ class BackendSession:
         self.status = 0
         self._features_came = self._features_granted = False
         self._listening = False  # for post-copy
+
+    def copy(self) -> BackendSession:
+        """Another session in the same state."""
+        other = copy(self)
+        other.vrings = [replace(vring) for vring in self.vrings]
+        return other
 
     @property
     def suspended(self) -> bool:

@@ -45,6 +45,21 @@ def describe(fd: int, name: str) -> Descriptor:
     return Descriptor(name, Kind.OTHER)
 
 
+def can_be_channel(fd: int) -> bool:
+    """Whether a descriptor is of a connected UNIX stream socket: messages cannot go through anything else."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    try:
+        sock.getpeername()
+        return (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:
+        return False
+    finally:
+        sock.detach()
+
+
 def _of_file(fd: int, name: str, status: os.stat_result, target: str) -> Descriptor:
     seals = 0
     with suppress(OSError):  # a file of a filesystem that has none

@@ -12,7 +12,8 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from vhostuser.errors import VhostUserError
 from vhostuser.transcript.entries import (
@@ -28,8 +29,7 @@ from vhostuser.transcript.entries import (
     Transcript,
     Wrote,
 )
-from vhostuser.wire.codec import decode
-from vhostuser.wire.frames import LentFds
+from vhostuser.transcript.wording import values_of
 from vhostuser.wire.requests import Direction, spec_of
 
 FORMAT = "vhost-user transcript 2"
@@ -128,6 +128,7 @@ def _said(line: dict[str, Any], time: float, position: int) -> Said:
         line.get("answer"),
         time,
         tuple(line.get("rules", ())),
+        tuple(line.get("bent", ())),
     )
 
 
@@ -163,6 +164,43 @@ def lines_of(transcript: Transcript) -> Iterator[str]:
     yield json.dumps(_head(transcript))
     for entry in transcript.entries:
         yield line_of(entry)
+
+
+class Recorder:
+    """A transcript that is written while the conversation goes on: a line is in the file as soon as it is known.
+
+    Args:
+        path: The file; what was in it is gone.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", buffering=1)
+        self._begun = False
+
+    def begin(self, front_end: str, back_end: str) -> None:
+        """Write the head, if it is not there yet. Raises OSError."""
+        if not self._begun:
+            self._begun = True
+            print(json.dumps(_head(Transcript((), front_end, back_end))), file=self._file)
+
+    def add(self, entry: Entry) -> None:
+        """Write an entry. Raises OSError."""
+        print(line_of(entry), file=self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _head(transcript: Transcript) -> dict[str, Any]:
@@ -201,13 +239,13 @@ def _written(entry: Entry) -> dict[str, Any]:
 
 
 def _message(said: Said) -> dict[str, Any]:
-    spec = spec_of(_direction(said.own_channel), said.request)
+    spec = spec_of(said.direction, said.request)
     told = {
         "from": said.side.value,
         "request": spec.name if spec else said.request,
         "flags": said.flags,
         "payload": said.payload.hex(),
-        "text": text_of(said),
+        "text": values_of(said),
         "fds": [_told(fd) for fd in said.fds],
     }
     more = {
@@ -217,6 +255,7 @@ def _message(said: Said) -> dict[str, Any]:
         "cut": said.cut,
         "answer": said.answer,
         "rules": list(said.rules) or None,
+        "bent": list(said.bent) or None,
     }
     return told | {key: value for key, value in more.items() if value is not None}
 
@@ -224,13 +263,3 @@ def _message(said: Said) -> dict[str, Any]:
 def _told(fd: Descriptor) -> dict[str, Any]:
     words = {word: getattr(fd, word) for word in _DESCRIPTOR_WORDS}
     return {"name": fd.name, "kind": fd.kind.value} | {word: value for word, value in words.items() if value}
-
-
-def text_of(said: Said) -> str:
-    """A request's values for readers; empty for what cannot be parsed."""
-    try:
-        fds = LentFds(range(len(said.fds)))
-        message = decode(_direction(said.own_channel), said.frame(fds))
-    except VhostUserError:
-        return ""
-    return "" if message.payload is None or isinstance(message.payload, bytes) else str(message.payload)

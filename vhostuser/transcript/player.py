@@ -44,6 +44,7 @@ class Heard:
 
     Attributes:
         after: Number of the entry after which it came.
+        answers: Number of the entry that it answers; None if it answers none.
         frame: What it was; its descriptors are closed by now.
         fds: The descriptors that came with it.
         own_channel: Whether it came on the back-end's own channel.
@@ -55,6 +56,7 @@ class Heard:
     fds: tuple[Descriptor, ...]
     own_channel: bool = False
     judgement: Judgement | None = None
+    answers: int | None = None
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Performance:
         heard: What the back-end said.
         breaches: Rules that were broken, each with the number of the entry after which.
         missed: Numbers of the entries whose answers did not come.
-        closed: Numbers of the entries after which the back-end closed the connection.
+        closed: Numbers of the entries after which the back-end closed the connection, or said what is no message.
         hung: Number of the entry after which it neither answered nor closed; None if it always did.
         unreachable: Number of the entry for which there was no connection to be had; None if there always was.
         played: How many entries were done.
@@ -138,6 +140,7 @@ class _Stage:
         self._number = 0
         self._channel: Channel | None = None
         self._witness = Witness()
+        self._numbers: list[int] = []  # of the entries that the witness was told of
         self._asking = False  # whether it still listens
         self._gone = trio.Event()  # this connection is no more
         self._lost = False  # the two sides do not agree any more where messages begin
@@ -188,7 +191,7 @@ class _Stage:
         frame = said.frame(LentFds(self._descriptor(told, channel) for told in said.fds))
         self._lost = self._lost or not said.whole
         if not self._lost:
-            self._judge(self._witness.request(frame))
+            self._ask(frame)
         if said.request == FrontendRequest.SET_BACKEND_REQ_FD:
             self._open_own_channel(said)
         heard = len(self._performance.heard)
@@ -207,7 +210,7 @@ class _Stage:
             except VhostUserError:
                 self._performance.unreachable = self._number
                 return None
-            self._witness, self._gone, self._lost = Witness(), trio.Event(), False
+            self._witness, self._gone, self._lost, self._numbers = Witness(), trio.Event(), False, []
             self._nursery.start_soon(self._hear, self._channel, self._gone)
         return self._channel
 
@@ -218,7 +221,7 @@ class _Stage:
         """Send a frame, in pieces or not to its end; False if the back-end is gone or does not read."""
         try:
             with trio.move_on_after(self._patience):
-                await _send_pieces(channel, frame.encode()[:cut], frame.fds, pieces)
+                await send_pieces(channel, frame.encode()[:cut], frame.fds, pieces)
                 return True
         except (ConnectionClosedError, FramingError, trio.ClosedResourceError):
             await self._wait_gone()
@@ -241,6 +244,7 @@ class _Stage:
         if self._channel is None or self._lost or self._gone.is_set():
             return
         frame = QUESTION.frame()
+        self._numbers.append(self._number)
         self._witness.request(frame)
         self._asking = True
         if await self._send(self._channel, frame) and not await self._answered(0):
@@ -255,7 +259,7 @@ class _Stage:
                 with frame.fds:
                     judgement = self._witness.reply(frame)
                     if not self._lost:
-                        self._judge(judgement)
+                        self._judge(judgement, self._answered_entry(judgement))
                     if not (self._asking and frame.request == QUESTION.request and not self._witness.unanswered):
                         self._note(frame, judgement)
                 self._news.set()
@@ -263,6 +267,7 @@ class _Stage:
             self._performance.closed.append(self._number)
         except FramingError as error:
             self._performance.breaches.append((self._number, Breach(Side.BACKEND, error.rule, error.text)))
+            self._performance.closed.append(self._number)
             channel.close()
         except trio.ClosedResourceError:
             pass
@@ -271,10 +276,20 @@ class _Stage:
 
     def _note(self, frame: Frame, judgement: Judgement | None = None, own_channel: bool = False) -> None:
         fds = tuple(describe(fd, f"answer {self._number}.{at}") for at, fd in enumerate(frame.fds.filenos()))
-        self._performance.heard.append(Heard(self._number, frame, fds, own_channel, judgement))
+        answers = None if judgement is None else self._answered_entry(judgement)
+        self._performance.heard.append(Heard(self._number, frame, fds, own_channel, judgement, answers))
 
-    def _judge(self, judgement: Judgement) -> None:
-        self._performance.breaches += [(self._number, breach) for breach in judgement.breaches]
+    def _ask(self, frame: Frame) -> None:
+        """Tell the witness of a request."""
+        self._numbers.append(self._number)
+        self._judge(self._witness.request(frame), self._number)
+
+    def _answered_entry(self, judgement: Judgement) -> int | None:
+        return None if judgement.number is None else self._numbers[judgement.number]
+
+    def _judge(self, judgement: Judgement, number: int | None) -> None:
+        at = self._number if number is None else number
+        self._performance.breaches += [(at, breach) for breach in judgement.breaches]
 
     async def _end_connection(self, side: Side) -> None:
         channel, self._channel = self._channel, None
@@ -339,7 +354,8 @@ def _put(fd: int, data: bytes, offset: int) -> None:
         os.pwrite(fd, data, offset)
 
 
-async def _send_pieces(channel: Channel, data: bytes, fds: FdBundle, pieces: Sequence[int]) -> None:
+async def send_pieces(channel: Channel, data: bytes, fds: FdBundle, pieces: Sequence[int]) -> None:
+    """Send bytes in pieces of these lengths; what is left follows in one. Raises as ``Channel.send_bytes`` does."""
     for length in (*pieces, len(data)):
         piece, data = data[:length], data[length:]
         if piece:

@@ -72,9 +72,15 @@ class Access:
         """
         if self.peer_uid is None:
             return
-        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        pid, uid = peer_of(sock)
         if uid != self.peer_uid:
             raise EndpointError(f"the peer (process {pid}) is of user {uid}, only user {self.peer_uid} may be")
+
+
+def peer_of(sock: socket.socket | trio.socket.SocketType) -> tuple[int, int]:
+    """Process id and user id of whoever connected to, or listened at, the other end."""
+    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
 
 
 ANYBODY = Access()

@@ -36,6 +36,7 @@ import trio
 from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
 from vhostuser.fds import FdBundle
 from vhostuser.limits import Limits
+from vhostuser.transport.access import peer_of
 from vhostuser.transport.pace import Pace
 from vhostuser.wire.frames import HEADER_SIZE, MAX_FDS, Frame, Header, check_header
 
@@ -154,6 +155,10 @@ class Channel(trio.abc.AsyncResource):
         with select.epoll() as watch:
             watch.register(self._socket.fileno(), select.EPOLLRDHUP)
             await trio.lowlevel.wait_readable(watch.fileno())
+
+    def peer_pid(self) -> int:
+        """The process that connected, or that listened; in the process id namespace of this one, 0 outside of it."""
+        return peer_of(self._socket)[0]
 
     def is_other_end(self, fd: int) -> bool:
         """Whether a descriptor is the other end of this connection, as far as names tell (a socketpair has none)."""

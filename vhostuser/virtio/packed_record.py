@@ -26,6 +26,7 @@ nothing is special about them but that they are marked already, as after a chain
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 
 import cython
 
@@ -128,6 +129,8 @@ class PackedRecord:
         slot, wrap = state.place
         for chain in state.chains:
             self.note(chain[0], chain[len(chain) - 1], len(chain))
+            for entry, following in pairwise(chain):
+                self.link[entry] = following  # so they stand in the region, and go back to the free list
             for i, entry in enumerate(chain):
                 addr, length, name, flags = descriptor_of(found, entry)
                 flags &= DESC_WRITE | DESC_INDIRECT

@@ -49,7 +49,7 @@ cdef class Ring:
     cdef int gather(self, unsigned long long address, unsigned int length, bint writable) noexcept nogil
     cdef unsigned long long indirect_entry(self, unsigned long long table, unsigned int index) noexcept nogil
     cdef void log_burst(self) noexcept nogil
-    cdef void log_written(self, int i, unsigned long long size) noexcept nogil
+    cdef void log_written(self, int i, int end, unsigned long long size) noexcept nogil
     cdef void log_chain(self, int i, unsigned long long size) noexcept nogil
     cdef int missed(self, unsigned long long address, unsigned long long length, bint writable) noexcept nogil
     cdef void ask(self, int what, unsigned long long iova, int perm) noexcept nogil

@@ -11,6 +11,8 @@ first so many back with one call; what it does not give goes back into the ring 
     ring.publish()              # all of them visible at once, then a call if the driver asked for one
     ring.arm()                  # before sleeping: ask for a kick. True: something came meanwhile, look again
 
+What was given is published before the next burst is taken: a record of what is in flight counts on it.
+
 A chain that a driver built wrongly but that harms no one (an unmapped or empty buffer, a wrong direction) comes with
 ``segments[i] == 0``: the device gives it back unused. Whatever makes the ring's own indices or descriptors meaningless
 sets :attr:`Ring.fault`, and the ring yields nothing more until it is started again.
@@ -428,13 +430,13 @@ class Ring:
         for i in range(self.taken):
             self.log_chain(i, self.written[i])
 
-    def log_written(self, i: cython.int, size: cython.ulonglong) -> None:
-        """Log at once `size` bytes that were written to the chains from `i` on; `written` may not tell of them."""
+    def log_written(self, i: cython.int, end: cython.int, size: cython.ulonglong) -> None:
+        """Log at once `size` bytes that were written to chains `i` up to `end`; `written` may not tell of them."""
         part: cython.ulonglong
         if not self.log.on:
             return
         fence()
-        while size and i < self.taken:
+        while size and i < end:
             part = min(size, self.size[i])
             self.log_chain(i, part)
             size -= part

@@ -32,6 +32,7 @@ from vhostuser.wire.requests import (
     ONE_FD,
     Direction,
     FdRule,
+    FrontendRequest,
     RequestSpec,
     spec_of,
 )
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _REPLY_FLAGS = VERSION | HeaderFlags.REPLY
+_REGION_REQUESTS = frozenset({FrontendRequest.SET_MEM_TABLE, FrontendRequest.ADD_MEM_REG, FrontendRequest.REM_MEM_REG})
 
 
 def decode(direction: Direction, frame: Frame) -> Message:
@@ -67,6 +69,15 @@ def undecoded(direction: Direction, frame: Frame) -> Message:
     raises."""
     spec = spec_of(direction, frame.request)
     return Message(frame.request, spec, frame.payload, frame.fds, frame.need_reply)
+
+
+def is_postcopy_ack(frame: Frame) -> bool:
+    """Whether the front-end acknowledges addresses that it was told in post-copy. As a request it would be malformed.
+
+    QEMU acknowledges a series of ADD_MEM_REG once. Its acknowledgement has the number of the last request and a zero
+    where the payload should be; others send no payload.
+    """
+    return frame.request in _REGION_REQUESTS and frame.payload in (b"", bytes(8))
 
 
 def faults(direction: Direction, frame: Frame) -> list[RemoteProtocolError]:

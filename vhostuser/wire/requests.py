@@ -179,9 +179,14 @@ class RequestSpec:
         # An acknowledgement is as long as a memory table without regions, which nobody sends.
         return own if self.reply is Reply.ALWAYS else (m.U64, *own)
 
-    def accepts(self, value: m.Payload | None, fds: int) -> bool:
-        """Whether an answer with this value, None for an empty one, and so many descriptors says that it was done."""
-        if fds < self.reply_fds.min:
+    def accepts(self, value: m.Payload | None, fds: int | None = None) -> bool:
+        """Whether an answer says that the request was carried out.
+
+        Args:
+            value: What it holds; None for an empty one.
+            fds: How many descriptors came with it; None: not known.
+        """
+        if fds is not None and fds < self.reply_fds.min:
             return False
         own_reply = self.reply is Reply.ALWAYS
         if value is None:
@@ -231,6 +236,7 @@ _FRONTEND_ROWS = (
         Reply.GATED,
         m.Log,
         gate=P.LOG_SHMFD,
+        refusal=_FAILED,
         note="Peers answer with nothing, a U64 or a Log in the body; the request's own Log suits them all.",
     ),
     RequestSpec(_F.SET_LOG_FD, "Set an eventfd to signal after writes to the dirty log.", None, ONE_FD),

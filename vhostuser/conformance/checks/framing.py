@@ -92,8 +92,9 @@ def _illegal_sizes(spec: RequestSpec) -> Iterator[int]:
 @checks("VU-HDR-7")
 async def a_reply_repeats_the_request(probe: Probe) -> None:
     connection = await probe.negotiated()
-    # the number and the flags of each answer are looked at whenever one is accepted
+    connection.strict = True  # the number and the flags of each answer are looked at
     await connection.accepted(R.GET_FEATURES, flags=NEED_REPLY)
+    await connection.accepted(R.GET_FEATURES, flags=REQUEST | 0x10)
     await connection.accepted(R.GET_VRING_BASE, VringState(0, 0), flags=NEED_REPLY)
     await connection.accepted(R.SET_VRING_NUM, VringState(0, 64))
     await connection.accepted(R.SET_OWNER)

@@ -47,12 +47,10 @@ async def what_was_done_is_acknowledged(probe: Probe) -> None:
 
 @checks("VU-REP-2", needs=_ACK)
 async def what_failed_is_acknowledged_as_that(probe: Probe) -> None:
-    connection = await probe.negotiated()
-    memory = probe.memory((0, _MIB))
-    short = probe.memfd(0, "empty")
-    await connection.refused(connection.frame(R.SET_MEM_TABLE, memory.table(), [short], flags=NEED_REPLY))
-    connection = await probe.negotiated()
-    await connection.refused(connection.frame(R.SET_VRING_NUM, VringState(0xFFFF, 64), flags=NEED_REPLY))
+    for bad in (probe.pipe()[1], probe.open("/")):  # neither can be mapped
+        connection = await probe.negotiated()
+        memory = probe.memory((0, _MIB))
+        await connection.rejected(connection.frame(R.SET_MEM_TABLE, memory.table(), [bad], flags=NEED_REPLY))
 
 
 @checks("VU-REP-3")

@@ -324,7 +324,7 @@ class Receiver:
                 break
             self.large -= 1
             if got < 0 or not self.wanted_in(i):
-                self.ring.log_written(i, read)
+                self.ring.log_written(i, end, read)
                 continue
             used = self.spread(i, end, got)
             if used == 0:

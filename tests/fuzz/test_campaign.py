@@ -1,0 +1,98 @@
+"""A campaign finds what is wrong with a back-end, makes it small, and finds nothing where nothing is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from vhostuser.fuzz.back_end import BackEnds
+from vhostuser.fuzz.campaign import Campaign, Progress, Settings
+from vhostuser.fuzz.establish import CONFIRMATIONS, Found
+from vhostuser.fuzz.model import State
+from vhostuser.fuzz.report import messages_of, report
+from vhostuser.fuzz.target import Range
+from vhostuser.fuzz.verdict import Trouble
+from vhostuser.transcript.file import load
+from vhostuser.wire.requests import FRONTEND_REQUESTS, Reply
+
+SPOILED = Path(__file__).with_name("spoiled.py")
+LONG_ENOUGH = 60.0
+
+
+def spoiled(*faults: str) -> BackEnds:
+    """A back-end with these faults."""
+    own_replies = json.dumps([int(n) for n, spec in FRONTEND_REQUESTS.items() if spec.reply is Reply.ALWAYS])
+    return BackEnds(Range(f"{sys.executable} -I -S {SPOILED} {{socket}} '{own_replies}' {' '.join(faults)}", None, 2.0))
+
+
+def ours() -> BackEnds:
+    """Ours, with no faults that are known."""
+    return BackEnds(Range(f"{sys.executable} -m vhostuser net --loop --socket-path={{socket}}", None, 5.0))
+
+
+async def campaign(folder: Path, targets: BackEnds, wanted: Trouble, seed: int = 1) -> Progress:
+    """Fuzz until a finding of a kind is confirmed."""
+    settings = Settings(LONG_ENOUGH, seed, findings=folder / "findings", patience=0.3)
+
+    def news(progress: Progress) -> None:
+        if found_of(progress, wanted):
+            run.stop()
+
+    run = Campaign(targets, settings, news)
+    return await run.run()
+
+
+def found_of(progress: Progress, kind: Trouble) -> list[Found]:
+    return [
+        found for found in progress.found.values() if found.finding.trouble is kind and found.confirmed == CONFIRMATIONS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "signature", "messages"),
+    [
+        ("dies", Trouble.CRASH, "SIGKILL: ", 1),
+        ("hangs", Trouble.HANG, "after SET_VRING_", 2),
+        ("leaks", Trouble.FD_LEAK, "", 1),
+        ("lies", Trouble.WRONG_REPLY, "VU-HDR-7", 1),
+    ],
+)
+async def test_a_fault_is_found_and_made_small(
+    tmp_path: Path, fault: str, kind: Trouble, signature: str, messages: int
+) -> None:
+    progress = await campaign(tmp_path, spoiled(fault), kind)
+    (found, *_) = found_of(progress, kind)
+    assert found.finding.signature.startswith(signature)
+    assert messages_of(found) <= messages
+    assert found.path is not None
+    assert load(found.path).entries == found.entries
+
+
+async def test_nothing_is_found_in_ours(tmp_path: Path) -> None:
+    settings = Settings(5.0, 5, findings=tmp_path / "findings", patience=2.0)
+    progress = await Campaign(ours(), settings).run()
+    assert progress.conversations > 2
+    assert [found.finding for found in progress.found.values()] == []
+    assert list((tmp_path / "findings").iterdir()) == []
+
+
+async def test_the_report_has_a_row_for_each_request_and_a_column_for_each_state(tmp_path: Path) -> None:
+    settings = Settings(1.0, 1, corpus=tmp_path / "corpus")
+    progress = await Campaign(spoiled(), settings).run()
+    told = report(progress, settings, 1.0)
+    assert list(told["reached"]) == [spec.name for spec in FRONTEND_REQUESTS.values()]
+    assert all(list(row) == [state.value for state in State] for row in told["reached"].values())
+    assert told["reached"]["GET_FEATURES"]["fresh"][0] > 0
+    assert told["corpus"] == len(list((tmp_path / "corpus").iterdir())) > 0
+
+
+async def test_the_same_seed_makes_the_same_conversations(tmp_path: Path) -> None:
+    kept = []
+    for run in range(2):
+        folder = tmp_path / str(run)
+        await Campaign(ours(), Settings(LONG_ENOUGH, 7, corpus=folder, patience=5.0, conversations=12)).run()
+        kept.append(sorted(path.name for path in folder.iterdir()))
+    assert kept[0] == kept[1] != []

@@ -1,0 +1,93 @@
+"""Faults that were put into copies of the package: which of them the tools for any back-end find, from the rules alone.
+
+Each copy is served as a program and looked at from its socket, first by the conformance suite, then, if that finds
+nothing wrong, by the fuzzer. The tools themselves are the sound ones.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.faults.copies import ROOT, faulty_copy
+from tests.faults.table import FAULTS, Fault
+from tests.rig.process import RigError
+
+#: All that an interpreted back-end of ours can offer, and packets that come back.
+OPTIONS = ("--loop", "--queues=2", "--mtu=1500", "--features=+ACCESS_PLATFORM", "--inband")
+FEWER = ("--loop", "--queues=2", "--mtu=1500")
+OURS = f"{sys.executable} -m vhostuser net --socket-path={{socket}}"
+JOBS = 2
+_KEPT = ("pass", "not applicable")
+
+
+def seeded(seconds: float, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
+    """Look for each fault for so many seconds with either tool.
+
+    Returns:
+        Of each fault what found it, and how many were found.
+
+    Raises:
+        RigError: the tools find something in the sound package, so that what they find elsewhere tells nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix="vhu-seeded-") as name:
+        sound = Path(name) / "sound"
+        sound.mkdir()
+        (sound / "vhostuser").symlink_to(ROOT / "vhostuser")
+        if wrong := _conformance(sound, seconds):
+            raise RigError(f"in the sound package the conformance suite finds {wrong}")
+        told = {
+            fault.name: _looked_for(fault, Path(name) / str(number), seconds) for number, fault in enumerate(faults)
+        }
+    return {"faults": told, "found": sum(bool(one["by"]) for one in told.values()), "of": len(told)}
+
+
+def _looked_for(fault: Fault, tree: Path, seconds: float) -> dict[str, Any]:
+    faulty_copy(tree, fault.module, fault.changes)
+    begin = time.monotonic()
+    if failed := _conformance(tree, seconds):
+        return {"by": "conform", "what": failed, "seconds": round(time.monotonic() - begin)}
+    begin = time.monotonic()
+    found = _fuzzing(tree, seconds)
+    return {"by": "fuzz" if found else None, "what": found, "seconds": round(time.monotonic() - begin)}
+
+
+def _conformance(tree: Path, seconds: float) -> list[str]:
+    """The statements that it does not keep."""
+    words = ["conform", "--format=json", f"--jobs={JOBS}", f"--spawn={_command(tree, OPTIONS)}"]
+    told = json.loads(run_tool(words, seconds))
+    return [row["statement"] for row in told["results"] if row["verdict"] not in _KEPT]
+
+
+def _fuzzing(tree: Path, seconds: float) -> list[str]:
+    """What was found, and shown again."""
+    file = tree / "report.json"
+    words = ["fuzz", f"--spawn={_command(tree, FEWER)}", f"--duration={seconds}", f"--workers={JOBS}"]
+    run_tool([*words, f"--json={file}", f"--findings={tree / 'findings'}"], 2 * seconds + 120)
+    findings = json.loads(file.read_text())["findings"]
+    return [f"{one['kind']}: {one['signature']}" for one in findings if one["confirmed"].startswith("3")]
+
+
+def _command(tree: Path, options: Sequence[str]) -> str:
+    env = f"env PYTHONPATH={tree} VHOSTUSER_EDITION=interpreted VHOSTUSER_REQUIRE_COMPILED=0"
+    return f"{env} {OURS} {' '.join(options)}"
+
+
+def run_tool(words: list[str], seconds: float) -> str:
+    """What a tool of ours prints. Raises RigError if it cannot work, or does not end."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "vhostuser", *words],
+            cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise RigError(f"vhostuser {' '.join(words)}: no end in {seconds:g} s") from None
+    if done.returncode not in (0, 1):
+        raise RigError(f"vhostuser {' '.join(words)}: status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout

@@ -1,0 +1,136 @@
+"""``vhostuser replay``: either side of a recorded conversation, played again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+from rich.console import Console
+from rich.text import Text
+
+from vhostuser.errors import EndpointError, VhostUserError, first_of
+from vhostuser.session.witness import Side
+from vhostuser.transcript.compare import Difference, compare
+from vhostuser.transcript.entries import Transcript
+from vhostuser.transcript.file import load
+from vhostuser.transcript.replay import PATIENCE, replay
+from vhostuser.transcript.stand_in import StandIn
+from vhostuser.transport.channel import Channel
+from vhostuser.transport.endpoints import connect, listen
+
+_DIFFERENT = 1
+_COLOURS = ("green", "red")
+
+
+@click.command("replay")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("path", required=False)
+@click.option(
+    "--as",
+    "side",
+    type=click.Choice([side.value for side in Side]),
+    default=Side.FRONTEND.value,
+    show_default=True,
+    help="Which side to play, to a live other one at PATH.",
+)
+@click.option(
+    "--against",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Compare with another transcript; nobody is played to.",
+)
+@click.option(
+    "--except",
+    "excepted",
+    multiple=True,
+    metavar="REQUEST",
+    help="Tell no difference in this request, such as GET_FEATURES of a back-end that offers other things.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, min_open=True),
+    default=PATIENCE,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the back-end, and for each of its answers.",
+)
+def command(
+    file: Path, path: str | None, side: str, against: Path | None, excepted: tuple[str, ...], patience: float
+) -> None:
+    """Play a transcript's front-end to the back-end at PATH, and tell what it answers differently now.
+
+    With --as back-end wait at PATH for a front-end, answer it as recorded, and tell what it asks differently.
+
+    Memory and descriptors are fresh, so what depends on addresses or on packets is not compared. Status 0: no
+    difference, 1: some, 2: it could not be done.
+
+    Example: vhostuser replay vm1.jsonl /run/vm1.sock
+    """
+    if (path is None) == (against is None):
+        raise click.UsageError("exactly one of PATH and --against is needed")
+    try:
+        transcript = load(file)
+        if against is not None:
+            found = compare(transcript, load(against))
+        else:
+            assert path is not None
+            frontend = side == Side.FRONTEND.value
+            found = trio.run(partial(_play, patience=patience) if frontend else _stand_in, transcript, path)
+    except* (VhostUserError, OSError) as errors:
+        raise _ImpossibleError(str(first_of(errors))) from None
+    found = [difference for difference in found if difference.about not in excepted]
+    if against is not None and found:
+        click.echo(f"< {file}\n> {against}")
+    _report(found, ("recorded", "now") if against is None else ("<", ">"))
+    if found:
+        raise SystemExit(_DIFFERENT)
+
+
+class _ImpossibleError(click.ClickException):
+    """It could not be done: not the same as a difference."""
+
+    exit_code = 2
+
+
+async def _play(transcript: Transcript, path: str, patience: float) -> list[Difference]:
+    async def reach() -> Channel:
+        with trio.move_on_after(patience):
+            return await connect(path)
+        raise EndpointError(f"{path}: nobody listens there")
+
+    return await replay(transcript, reach, patience)
+
+
+async def _stand_in(transcript: Transcript, path: str) -> list[Difference]:
+    """Wait for front-ends until the recording is at its end, or SIGINT or SIGTERM comes."""
+    back_end = StandIn(transcript)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with await listen(path) as endpoint, trio.open_nursery() as nursery:
+            click.echo(f"listening at {path} for a front-end", err=True)
+
+            async def serve() -> None:
+                await back_end.serve(endpoint)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(serve)
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+                break
+    return compare(transcript, transcript.but(tuple(back_end.heard)), of=Side.FRONTEND)
+
+
+def _report(found: Sequence[Difference], columns: tuple[str, str]) -> None:
+    console = Console(highlight=False, emoji=False, markup=False)
+    width = max(map(len, columns))
+    for difference in found:
+        places = [
+            f"entry {number + 1}" for number in (difference.number, difference.other_number) if number is not None
+        ]
+        console.print(Text(f"{difference.about} ({', '.join(places)})", "bold"), soft_wrap=True)
+        for column, words, colour in zip(columns, (difference.one, difference.other), _COLOURS, strict=True):
+            console.print(Text(f"  {column:{width}}  {words}", colour), soft_wrap=True)
+    console.print("no difference" if not found else f"differences: {len(found)}")
