@@ -9,6 +9,7 @@ nothing comes in time, is a violation. That nothing comes is shown by a question
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -160,12 +161,12 @@ class Connection:
             raise Violation(str(error)) from None
 
     async def send_raw(self, data: bytes, fds: LentFds) -> None:
-        """Send what is no frame, its descriptors on the first byte; it is not in the record."""
+        """Send what is no frame, its descriptors on the first byte, if it is still open; it is not in the record."""
         try:
-            await self.channel.send_bytes(data, fds)
+            if not self.closed:
+                await self.channel.send_bytes(data, fds)
         except ConnectionClosedError:
             self._ended(Side.BACKEND)
-            raise Violation("the connection was closed before all of it could be sent") from None
 
     async def hear(self, expected: str) -> Frame:
         """The next frame. Raises Violation if none comes; `expected` is for its text."""
@@ -178,6 +179,12 @@ class Connection:
     async def anything(self) -> Frame | None:
         """What comes by itself in a while, if anything does; None also if the connection was closed."""
         return await self._next(self._patience.silence / 10)
+
+    async def overhear(self, seconds: float) -> None:
+        """Enter into the record what comes by itself, for so long."""
+        with trio.move_on_after(seconds), suppress(Violation):
+            while not self.closed:
+                await self._next(seconds)
 
     async def _next(self, within: float) -> Frame | None:
         """The next frame; None if the connection closes, or nothing comes within so many seconds."""
@@ -253,6 +260,8 @@ class Connection:
         """The back-end has to close the connection, after a frame if there is one."""
         if frame is not None:
             await self.send(frame)
+        if self.closed:
+            return
         told = _told(frame) if frame else "the connection"
         answer = await self._next(self._patience.silence)
         if answer is None and not self.closed:
