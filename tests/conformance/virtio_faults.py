@@ -18,6 +18,7 @@ class Fault:
         module: The file that is changed, below the package.
         old, new: A text that is there exactly once, and what takes its place.
         shows: A pattern in what the check says.
+        also: Further checks that have to find it, and a pattern for each.
     """
 
     check: str
@@ -25,6 +26,12 @@ class Fault:
     old: str
     new: str
     shows: str
+    also: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def finders(self) -> dict[str, str]:
+        """The checks that have to find it, each with what it says."""
+        return {self.check: self.shows, **dict(self.also)}
 
 
 NET = "net --loop --queues 2 --features +ACCESS_PLATFORM"
@@ -49,6 +56,13 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "if inside or not self.indirect or flags & DESC_NEXT",
                 "if inside or index != head or not self.indirect or flags & DESC_NEXT",
                 "1 descriptors, then a table",
+            ),
+            Fault(
+                "broken_rings.tables_that_break_a_split_ring",
+                SPLIT,
+                " or length & 15 or length == 0:",
+                " or length == 0:",
+                "a table of 15 bytes",
             ),
             Fault(
                 "chains.a_table_longer_than_its_ring",
@@ -147,6 +161,7 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "store_u16(self.device + 4 + 8 * self.num, self.seen)",
                 "store_u16(self.device + 4 + 8 * self.num, self.seen - 1 & 0xFFFF)",
                 "has not asked for a kick",
+                (("notifications.no_notification_is_lost", "with EVENT_IDX: nothing was used"),),
             ),
             Fault(
                 "notifications.a_burst_costs_a_kick_and_few_calls",
@@ -175,6 +190,14 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "        if now == self.vanished:",
                 "        if now >= self.vanished:",
                 "a buffer was cut off: err of vring 1 was not signalled",
+                (
+                    ("vanishing_memory.a_ring_that_vanishes", "the ring was cut off: err of vring 1 was not"),
+                    (
+                        "vanishing_memory.a_ring_that_vanishes_leaves_the_other_one",
+                        "the ring was cut off: err of vring 0 was not",
+                    ),
+                    ("vanishing_memory.a_table_that_vanishes", "a table was cut off|an indirect table was cut off"),
+                ),
             ),
             Fault(
                 "iommu.a_chain_that_waits_holds_up_those_behind_it",
@@ -209,6 +232,14 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "            if answer != GOOD or not flags & DESC_NEXT:\n                return answer\n"
                 "        return GOOD\n",
                 "a frame of .* bytes was sent",
+                (("chains.flags_mean_nothing_in_a_packed_table", "0x0 among the flags in a table"),),
+            ),
+            Fault(
+                "broken_rings.tables_that_break_a_packed_ring",
+                PACKED,
+                "if not self.indirect or length & 15 or",
+                "if not self.indirect or",
+                "a table of 15 bytes",
             ),
             Fault(
                 "broken_rings.descriptors_that_break_a_packed_ring",
@@ -281,6 +312,13 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "num_buffers is 0",
             ),
             Fault(
+                "net_receiving.a_packet_takes_as_many_buffers_as_it_needs",
+                RECEIVE,
+                "        self.set_num_buffers(i, end - i)\n",
+                "        self.set_num_buffers(i, 1)\n",
+                "buffers of 100, 100,",
+            ),
+            Fault(
                 "net_receiving.a_packet_longer_than_its_buffer",
                 RECEIVE,
                 "elif not self.mergeable or (all_there_are and",
@@ -297,7 +335,7 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 HEADER,
                 "return demand(gso) & ~offloads == 0 and load_u16(header + 4) != 0",
                 "return demand(gso) & ~offloads == 0",
-                "gso_size 0: 1 packets were to be received, 2 were",
+                "^gso_size 0: ",
             ),
             Fault(
                 "net_sending.offloads_that_were_not_negotiated",
@@ -361,6 +399,13 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "elif not self.mergeable or (all_there_are and i == 0 and not self.may_grow(taken)):",
                 "elif True:",
                 "the one behind it: it was received",
+            ),
+            Fault(
+                "ring_layouts.with_in_order_chains_are_used_in_order",
+                PACKED,
+                "self.use(self.head[i], self.written[i], batch)",
+                "self.use(self.head[0] if self.expects == READABLE else self.head[i], self.written[i], batch)",
+                "packed rings: vring 1: [0-9]+ chains were used",
             ),
             Fault(
                 "ring_layouts.each_receive_buffer_has_a_used_entry",
@@ -456,6 +501,13 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "        for i in range(pieces):\n            copy(self.scratch_address",
                 "        for i in range(1):\n            copy(self.scratch_address",
                 "a table .* of which are in the region before",
+            ),
+            Fault(
+                "chains.a_buffer_beyond_memory",
+                "virtio/memory.py",
+                "            piece = self.rows[3 * row + 1] - offset\n",
+                "            piece = self.rows[3 * row + 1] - offset + 1\n",
+                "behind a region: it was done all the same|SIGSEGV",
             ),
         ],
     ),

@@ -231,7 +231,7 @@ class Chains(ABC):
 
         if not await self.driver.until(answered, self.probe.patience.silence):
             return
-        if not job.writable or _is_done(job, done[0].written):
+        if not job.writable or done[0].written >= sum(length for _, length in job.writable):
             raise Violation(f"{what}: it was done all the same")
 
     async def left_alone(self) -> None:
@@ -261,6 +261,11 @@ class Chains(ABC):
     def calls(self) -> int:
         """How often call was signalled since this was asked last."""
         return counted(self._queue.call_fd.fileno())
+
+    async def start(self) -> None:
+        """Start this ring, in which chains may be available by now, and the driver's others."""
+        for ring in self.driver.rings.values():
+            await self.driver.start(ring)
 
     async def heal(self, base: int | None = None) -> None:
         """Stop the ring and start it anew, where a fresh one begins or elsewhere."""
@@ -392,7 +397,14 @@ class PackedChains(Chains):
 
 
 async def by_hand(
-    probe: Probe, virtio: int = 0, *, size: int = 64, base: int | None = None, told: int | None = None, **memory: Any
+    probe: Probe,
+    virtio: int = 0,
+    *,
+    size: int = 64,
+    base: int | None = None,
+    told: int | None = None,
+    start: bool = True,
+    **memory: Any,
 ) -> Chains:
     """The ring for work of a driver all of whose rings run.
 
@@ -402,6 +414,7 @@ async def by_hand(
         size: Descriptors of each ring.
         base: Where the rings begin; None: where fresh ones do.
         told: What SET_VRING_BASE tells instead.
+        start: Whether the rings are started.
         **memory: As for :meth:`Probe.driver`.
     """
     driver = await probe.driver(virtio, start=False, **memory)
@@ -411,8 +424,10 @@ async def by_hand(
         if index != probe.device.ring:
             driver.post(ring)
         ring.base = ring.base if told is None else told
-        await driver.start(ring)
-    return chains_of(probe, driver)
+    chains = chains_of(probe, driver)
+    if start:
+        await chains.start()
+    return chains
 
 
 async def split_by_hand(probe: Probe, virtio: int = 0, **options: Any) -> SplitChains:
@@ -443,14 +458,6 @@ def counted(fd: int) -> int:
         return os.eventfd_read(fd)
     except BlockingIOError:
         return 0
-
-
-def _is_done(job: Job, written: int) -> bool:
-    try:
-        job.done(written)
-    except Violation:
-        return False
-    return True
 
 
 def _shown(frame: bytes) -> str:

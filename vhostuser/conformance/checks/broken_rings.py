@@ -145,12 +145,12 @@ def _refused(chains: Chains) -> Entry:
 @checks("VIO-RING-11")
 @each_layout
 async def chains_before_a_bad_one_are_served(probe: Probe, layout: int) -> None:
-    chains = await by_hand(probe, layout)
+    chains = await by_hand(probe, layout, start=False)
     jobs = [chains.job() for _ in range(3)]
     for job in jobs:
         chains.offer(*linked(job.readable, job.writable))
     chains.offer(_refused(chains))
-    chains.kick()
+    await chains.start()
     for job, used in zip(jobs, await chains.used(3), strict=True):
         job.done(used.written)
     await chains.broken()

@@ -193,21 +193,21 @@ async def _wait(driver: Driver, count: int, seconds: float) -> None:
         driver.received()
 
 
-@checks("VIO-NOTIFY-6", devices=("net",))
+@checks("VIO-NOTIFY-6", devices=("net",), echo=True)
 @each_layout
 async def a_burst_costs_a_kick_and_few_calls(probe: Probe, layout: int) -> None:
-    pair = await Pair.start(probe, layout | D.VERSION_1, size=256)
-    pair.post(2048, count=256)
-    for number in range(3):
-        for _ in range(128):
+    pair = await Pair.start(probe, layout | D.VERSION_1, size=512)
+    pair.post(2048, count=400)
+    for count in (1, 128, 128):
+        await pair.driver.until(lambda: _asks(pair.tx), probe.patience.silence)  # it is asleep, if it ever is
+        for number in range(count):
             pair.lay(frame_of(60, number))
         pair.tx.calls()
         pair.tx.kick()
-        await pair.tx.used(128)
-        await pair.driver.connection.talks()
+        await pair.tx.used(count)
+        await pair.packets(count)
         if (calls := pair.tx.calls()) > 2:
-            raise Violation(f"128 chains were available at once, and {calls} calls came")
-        pair.post(2048, count=len(pair.poll()))
+            raise Violation(f"{count} chains were available at once, and {calls} calls came")
 
 
 # ---- what wakes a device ---------------------------------------------------------------------------------------------

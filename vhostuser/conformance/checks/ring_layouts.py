@@ -213,15 +213,11 @@ async def positions_of_which_half_is_told(probe: Probe) -> None:
 
 @checks("VIO-ORDER-1", devices=("net",), needs=(V.RING_PACKED, D.IN_ORDER))
 async def a_batch_that_is_read_has_one_used_descriptor(probe: Probe) -> None:
-    driver = await probe.driver(V.RING_PACKED | D.IN_ORDER, start=False)
-    driver.make_rings(16)
-    chains = chains_of(probe, driver)
-    assert isinstance(chains, PackedChains)
+    chains = await packed_by_hand(probe, D.IN_ORDER, size=16, start=False)
     jobs = [chains.job() for _ in range(8)]
     names = [chains.offer(*linked(job.readable)) for job in jobs]
     before = [chains.ring.descriptor(slot) for slot in range(16)]
-    for ring in driver.rings.values():
-        await driver.start(ring)
+    await chains.start()
     await chains.used(8)
     after = [chains.ring.descriptor(slot) for slot in range(16)]
     if after[0].id != names[-1] or after[1:] != before[1:]:
