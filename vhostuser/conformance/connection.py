@@ -36,6 +36,7 @@ REQUEST = int(VERSION)
 NEED_REPLY = VERSION | HeaderFlags.NEED_REPLY
 REPLY = VERSION | HeaderFlags.REPLY
 
+_WORD = 8
 _NO_FD = 0x100  # in the reply to SET_DEVICE_STATE_FD: success, and no other descriptor to use
 
 
@@ -320,7 +321,7 @@ class Connection:
             return None
         if answer.request != frame.request or not self._replies(answer):
             raise Violation(f"{_told(frame)}: expected {expected}, came {answer}")
-        if not _is_refusal(spec if self._has_own_reply(spec) else None, answer):
+        if not _is_refusal(spec if self._has_own_reply(spec) else None, frame, answer):
             raise Violation(f"{_told(frame)}: expected {expected}, came {_shown(spec, answer)}")
         return answer
 
@@ -334,7 +335,7 @@ class Connection:
             value = decode_reply(spec, replace(answer, flags=REPLY) if self._replies(answer) else answer)
         except ProtocolError as error:
             raise Violation(f"{_told(frame)}: {error}") from None
-        if _is_refusal(spec if own else None, answer) and spec.reply is not Reply.GATED:
+        if _is_refusal(spec if own else None, frame, answer):
             raise Violation(f"{_told(frame)}: refused with {_shown(spec, answer)}")
         return Answer(answer, value, tuple(answer.fds.filenos()))
 
@@ -372,11 +373,14 @@ class Connection:
         self.channel.close()
 
 
-def _is_refusal(own: RequestSpec | None, answer: Frame) -> bool:
+def _is_refusal(own: RequestSpec | None, frame: Frame, answer: Frame) -> bool:
     """Whether an answer says no; `own` is the request's row if the answer is a reply of its own."""
+    value = int.from_bytes(answer.payload, "little")
+    if frame.request == FrontendRequest.SET_LOG_BASE:
+        # back-ends say yes with an empty body, with zero, and with all or the first word of the request's
+        return len(answer.payload) == _WORD and value != 0 and not frame.payload.startswith(answer.payload)
     if own is None or own.refusal is not None:
         # an acknowledgement, or a reply that is one in all but name
-        value = int.from_bytes(answer.payload, "little")
         return bool(value & ~_NO_FD) if own is not None else value != 0
     without = not answer.payload and own.reply_payload is not None
     return without or len(answer.fds) < own.reply_fds.min
