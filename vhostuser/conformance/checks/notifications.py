@@ -29,7 +29,7 @@ D, R, V = DriverFeature, FrontendRequest, VhostFeature
 _FAR = 0x4000  # chains ahead
 _NO_SLOT = 0x7FFF
 _ROUNDS = 150
-_RACES = 160
+_RACES = 320
 _LOOKS = 1000
 _MODES = (0, D.EVENT_IDX)
 
