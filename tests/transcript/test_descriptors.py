@@ -19,6 +19,7 @@ TOLD = [
     Descriptor("memory 0", Kind.MEMORY, size=4096, seals=SEALS),
     Descriptor("kick 0", Kind.EVENTFD),
     Descriptor("kick 0", Kind.EVENTFD, blocking=True),
+    Descriptor("kick 0", Kind.EVENTFD, full=True),
     Descriptor("channel", Kind.SOCKET),
     Descriptor("pipe", Kind.PIPE_READ),
     Descriptor("pipe", Kind.PIPE_WRITE),

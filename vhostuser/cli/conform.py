@@ -52,7 +52,7 @@ from vhostuser.transcript.file import save
     "--save",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write the conversation of each check that fails to DIR, as a transcript.",
+    help="Write the conversation of each check that fails to DIR, as a transcript, and play it again.",
 )
 @click.option(
     "--jobs",
@@ -144,6 +144,7 @@ class _Run:
         self._status = status
         self._quirks = quirks
         self._folder = folder
+        self.saves = folder is not None
         self._done = 0
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,8 @@ async def _run(
 ) -> None:
     try:
         offer = await offer_of(target, device, patience)
-        await run_checks(target, chosen, device, offer, partial(run.told, len(chosen)), patience=patience, jobs=jobs)
+        told = partial(run.told, len(chosen))
+        await run_checks(target, chosen, device, offer, told, patience=patience, jobs=jobs, again=run.saves)
     finally:
         await target.aclose()
 

@@ -9,6 +9,7 @@ nothing comes in time, is a violation. That nothing comes is shown by a question
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ REQUEST = int(VERSION)
 NEED_REPLY = VERSION | HeaderFlags.NEED_REPLY
 REPLY = VERSION | HeaderFlags.REPLY
 
+_WORD = 8
 _NO_FD = 0x100  # in the reply to SET_DEVICE_STATE_FD: success, and no other descriptor to use
 
 
@@ -160,12 +162,12 @@ class Connection:
             raise Violation(str(error)) from None
 
     async def send_raw(self, data: bytes, fds: LentFds) -> None:
-        """Send what is no frame, its descriptors on the first byte; it is not in the record."""
+        """Send what is no frame, its descriptors on the first byte, if it is still open; it is not in the record."""
         try:
-            await self.channel.send_bytes(data, fds)
+            if not self.closed:
+                await self.channel.send_bytes(data, fds)
         except ConnectionClosedError:
             self._ended(Side.BACKEND)
-            raise Violation("the connection was closed before all of it could be sent") from None
 
     async def hear(self, expected: str) -> Frame:
         """The next frame. Raises Violation if none comes; `expected` is for its text."""
@@ -178,6 +180,12 @@ class Connection:
     async def anything(self) -> Frame | None:
         """What comes by itself in a while, if anything does; None also if the connection was closed."""
         return await self._next(self._patience.silence / 10)
+
+    async def overhear(self, seconds: float) -> None:
+        """Enter into the record what comes by itself, for so long."""
+        with trio.move_on_after(seconds), suppress(Violation):
+            while not self.closed:
+                await self._next(seconds)
 
     async def _next(self, within: float) -> Frame | None:
         """The next frame; None if the connection closes, or nothing comes within so many seconds."""
@@ -253,6 +261,8 @@ class Connection:
         """The back-end has to close the connection, after a frame if there is one."""
         if frame is not None:
             await self.send(frame)
+        if self.closed:
+            return
         told = _told(frame) if frame else "the connection"
         answer = await self._next(self._patience.silence)
         if answer is None and not self.closed:
@@ -311,7 +321,7 @@ class Connection:
             return None
         if answer.request != frame.request or not self._replies(answer):
             raise Violation(f"{_told(frame)}: expected {expected}, came {answer}")
-        if not _is_refusal(spec if self._has_own_reply(spec) else None, answer):
+        if not _is_refusal(spec if self._has_own_reply(spec) else None, frame, answer):
             raise Violation(f"{_told(frame)}: expected {expected}, came {_shown(spec, answer)}")
         return answer
 
@@ -325,7 +335,7 @@ class Connection:
             value = decode_reply(spec, replace(answer, flags=REPLY) if self._replies(answer) else answer)
         except ProtocolError as error:
             raise Violation(f"{_told(frame)}: {error}") from None
-        if _is_refusal(spec if own else None, answer) and spec.reply is not Reply.GATED:
+        if _is_refusal(spec if own else None, frame, answer):
             raise Violation(f"{_told(frame)}: refused with {_shown(spec, answer)}")
         return Answer(answer, value, tuple(answer.fds.filenos()))
 
@@ -363,11 +373,14 @@ class Connection:
         self.channel.close()
 
 
-def _is_refusal(own: RequestSpec | None, answer: Frame) -> bool:
+def _is_refusal(own: RequestSpec | None, frame: Frame, answer: Frame) -> bool:
     """Whether an answer says no; `own` is the request's row if the answer is a reply of its own."""
+    value = int.from_bytes(answer.payload, "little")
+    if frame.request == FrontendRequest.SET_LOG_BASE:
+        # back-ends say yes with an empty body, with zero, and with all or the first word of the request's
+        return len(answer.payload) == _WORD and value != 0 and not frame.payload.startswith(answer.payload)
     if own is None or own.refusal is not None:
         # an acknowledgement, or a reply that is one in all but name
-        value = int.from_bytes(answer.payload, "little")
         return bool(value & ~_NO_FD) if own is not None else value != 0
     without = not answer.payload and own.reply_payload is not None
     return without or len(answer.fds) < own.reply_fds.min

@@ -7,6 +7,7 @@ How: while it watches, it keeps a copy into which go its own stores alone. Where
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from vhostuser.frontend.dirty import PAGE
@@ -42,6 +43,19 @@ class RecordedRam(GuestRam):
         """Write two aligned bytes at once, in native order; the value wraps."""
         self._note(guest_phys_addr, (value & 0xFFFF).to_bytes(2, "little"))
         super().store_u16(guest_phys_addr, value)
+
+    def look(self, guest_phys_addr: int, length: int) -> None:
+        """Enter into the record what is there. Raises MemoryAccessError outside a region."""
+        region, offset = self._locate(guest_phys_addr, length)
+        if offset + length <= os.fstat(region.fd.fileno()).st_size - region.mmap_offset:  # else it has vanished
+            data = os.pread(region.fd.fileno(), length, region.mmap_offset + offset)
+            self._record.saw(region.fd.fileno(), region.mmap_offset + offset, data)
+
+    def emptied(self) -> None:
+        """All pages were taken out of the files: enter it into the record."""
+        for region in self.regions:
+            self._record.resized(region.fd.fileno(), 0)
+            self._record.resized(region.fd.fileno(), region.mmap_offset + region.memory_size)
 
     def copy(self, other: RecordedRam) -> None:
         """Be as other memory of the same layout is: its content, and what is free of it."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = ProtocolFeature.REPLY_ACK | ProtocolFeature.MQ
 """Protocol features that a check acknowledges unless it says otherwise, as far as they are offered."""
+_AFTERMATH = 1.0  # seconds in which something may still come of what was said before a check failed
 
 
 class Probe:
@@ -62,6 +63,7 @@ class Probe:
         self._kept = ExitStack()
         self._owned: dict[int, OwnedFd] = {}
         self._connections: list[Connection] = []
+        self._drivers: list[Driver] = []
 
     def needs(self, *features: IntFlag) -> None:
         """Go on only if these are offered. Raises NotApplicable."""
@@ -157,6 +159,7 @@ class Probe:
         """A driver on a connection, which has told nothing yet."""
         driver = Driver(connection, memory, self.device, self.record, self.patience)
         self._kept.callback(driver.close)
+        self._drivers.append(driver)
         return driver
 
     # ---- memory and descriptors ----------------------------------------------------------------------------------
@@ -216,6 +219,11 @@ class Probe:
             return False
         return True
 
+    def poke(self, kick: int, other: int) -> None:
+        """Write to the other end of a pipe or socket that was passed to kick with."""
+        self.record.signalled(kick)
+        os.write(other, (1).to_bytes(8, "little"))
+
     async def hung_up(self, fd: int) -> bool:
         """Whether nobody has the other end of a pipe or a socket any more, or lets go of it in time."""
         with trio.move_on_after(self.patience.answer):
@@ -239,6 +247,14 @@ class Probe:
         self._owned[fd] = self._kept.enter_context(OwnedFd(fd))
         self.record.name(fd, name)
         return fd
+
+    async def look(self) -> None:
+        """Enter into the record what still comes, and what the rings hold after that."""
+        for connection in self._connections[-1:]:  # those before were closed
+            await connection.overhear(_AFTERMATH)
+        self.record.paused(_AFTERMATH)
+        for driver in self._drivers[-1:]:
+            driver.look()
 
     def close(self) -> None:
         """Close all connections and descriptors."""

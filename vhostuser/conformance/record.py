@@ -18,8 +18,10 @@ from vhostuser.transcript.entries import (
     Descriptor,
     Entry,
     Kind,
+    Paused,
     Resized,
     Said,
+    Saw,
     Side,
     Signalled,
     Transcript,
@@ -58,6 +60,14 @@ class Record:
         """The front-end wrote into memory, named by its file's descriptor."""
         self._add(Wrote(self._name_of(memory), offset, (data,), time=self._now()))
 
+    def saw(self, memory: int, offset: int, data: bytes) -> None:
+        """The front-end found this in memory when it was done."""
+        self._add(Saw(self._name_of(memory), offset, data, self._now()))
+
+    def paused(self, seconds: float) -> None:
+        """Nothing more happened, though something might have."""
+        self._add(Paused(seconds, self._now()))
+
     def resized(self, memory: int, size: int) -> None:
         """The front-end changed the length of memory."""
         self._add(Resized(self._name_of(memory), size, self._now()))
@@ -70,17 +80,22 @@ class Record:
         """A side closed the connection."""
         self._add(Closed(side, self._now()))
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was entered."""
+        return not self._entries
+
     def transcript(self, front_end: str, back_end: str, scene: str) -> Transcript:
         """All of it.
 
-        What was written into memory before the back-end got it stands behind the message that passes it: whoever
-        plays this makes the memory then.
+        What was done to memory before the back-end got it stands behind the message that passes it: whoever plays
+        this makes the memory then.
         """
         entries: list[Entry] = []
-        early: dict[str, list[Wrote]] = {}
+        early: dict[str, list[Entry]] = {}
         passed: set[str] = set()
         for entry in self._entries:
-            if isinstance(entry, Wrote) and entry.memory not in passed:
+            if isinstance(entry, Wrote | Resized) and entry.memory not in passed:
                 early.setdefault(entry.memory, []).append(entry)
                 continue
             entries.append(entry)

@@ -9,6 +9,7 @@ kind ``choice`` says has not failed, it differs; one that dies, hangs or leaks i
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Finding:
         text: Why, unless it passed.
         quirk: What is known of the peer that explains it; empty if nothing is.
         transcript: Where the conversation was saved, if it was.
+        again: How it went when that was played again, in words.
     """
 
     check: str
@@ -59,6 +61,7 @@ class Finding:
     text: str
     quirk: str = ""
     transcript: str = ""
+    again: str = ""
 
 
 @dataclass
@@ -104,7 +107,7 @@ class Report:
         for name in result.check.statements:
             row = self._rows.setdefault(name, Row(self._statements[name]))
             verdict = _verdict(result, row.statement)
-            row.findings.append(Finding(result.check.name, verdict, result.text, quirk, transcript))
+            row.findings.append(Finding(result.check.name, verdict, result.text, quirk, transcript, _again(result)))
             row.seconds += result.seconds
 
     @property
@@ -132,6 +135,12 @@ class Report:
             "with_a_check": sum(statement.id in self._checked for statement in seen),
             "run": sum(self.counts[verdict] for verdict in Verdict if verdict is not Verdict.NOT_APPLICABLE),
         }
+
+
+def _again(result: Result) -> str:
+    if result.otherwise is None:
+        return ""
+    return f"went otherwise: {result.otherwise}" if result.otherwise else "went the same way"
 
 
 def _verdict(result: Result, statement: Statement) -> Verdict:
@@ -165,7 +174,8 @@ def show_row(console: Console, row: Row) -> None:
         if finding.quirk:
             console.print(Text(f"    known: {finding.quirk}"), soft_wrap=True)
         if finding.transcript:
-            console.print(Text(f"    transcript: {finding.transcript}"), soft_wrap=True)
+            again = f"; played again, it {finding.again}" if finding.again else ""
+            console.print(Text(f"    transcript: {finding.transcript}{again}"), soft_wrap=True)
 
 
 def show_totals(console: Console, report: Report) -> None:
@@ -203,7 +213,7 @@ def as_json(report: Report, peer: str) -> str:
 
 def _found(finding: Finding) -> dict[str, Any]:
     told = {"check": finding.check, "verdict": finding.verdict.value, "text": finding.text}
-    more = {"quirk": finding.quirk, "transcript": finding.transcript}
+    more = {"quirk": finding.quirk, "transcript": finding.transcript, "again": finding.again}
     return {key: value for key, value in (told | more).items() if value}
 
 
@@ -230,7 +240,12 @@ def as_junit(report: Report, peer: str) -> str:
         if row.verdict is not Verdict.PASS:
             kind = "failure" if row.verdict is Verdict.FAIL else "skipped"
             lines = [f"{finding.check}: {finding.text}" for finding in row.told]
-            told = ElementTree.SubElement(case, kind, message=f"{row.verdict.value}: {row.told[0].text}")
-            told.text = "\n".join(lines)
+            told = ElementTree.SubElement(case, kind, message=_clean(f"{row.verdict.value}: {row.told[0].text}"))
+            told.text = _clean("\n".join(lines))
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _clean(text: str) -> str:
+    """Without the characters that XML does not have, which a program may print."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)

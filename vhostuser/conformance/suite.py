@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
 import trio
 
+from vhostuser.conformance.again import goes_otherwise
 from vhostuser.conformance.check import Check, NotApplicable, Offer, Violation
 from vhostuser.conformance.connection import Patience
+from vhostuser.conformance.harm import SILENT, at_rest, harm_of
 from vhostuser.conformance.probe import Probe
 from vhostuser.conformance.target import BackEnd, Target
 from vhostuser.errors import VhostUserError
@@ -27,14 +29,12 @@ from vhostuser.wire.requests import FrontendRequest
 
 if TYPE_CHECKING:
     from vhostuser.conformance.devices import Device
-    from vhostuser.peer.footprint import Footprint
     from vhostuser.transcript.entries import Transcript
 
 log = logging.getLogger(__name__)
 
 TIME = 90.0
 """Seconds that a check may take, all its waits together."""
-_LOOK = 0.01
 
 
 class Outcome(Enum):
@@ -53,16 +53,19 @@ class Result:
         check: The check.
         outcome: What came of it.
         text: Why, unless it passed: what was expected, what was sent and what came.
-        harm: Whether the back-end died, hung or leaked: nothing that it may choose.
+        harm: The kind of harm that came of it (:class:`Harm <vhostuser.conformance.harm.Harm>`), if any did: nothing
+            that a back-end may choose.
         transcript: What happened, of a check that failed.
+        otherwise: What was different when that was played again; empty if nothing was, None if it was not played.
         seconds: How long it took.
     """
 
     check: Check
     outcome: Outcome
     text: str = ""
-    harm: bool = False
+    harm: str = ""
     transcript: Transcript | None = None
+    otherwise: str | None = None
     seconds: float = 0.0
 
 
@@ -102,6 +105,7 @@ async def run_checks(
     *,
     patience: Patience,
     jobs: int = 1,
+    again: bool = False,
 ) -> None:
     """Run checks, and tell of each when it is done.
 
@@ -113,20 +117,23 @@ async def run_checks(
         told: Called with each result.
         patience: How long is waited for what.
         jobs: How many run at a time; one where they share a back-end.
+        again: Whether what fails is played once more.
     """
     limit = trio.CapacityLimiter(1 if target.shared else jobs)
 
     async def run(check: Check) -> None:
         async with limit:
-            told(await run_check(target, check, device, offer, patience))
+            told(await run_check(target, check, device, offer, patience, again=again))
 
     async with trio.open_nursery() as nursery:
         for check in sorted(checks, key=lambda check: not check.slow):
             nursery.start_soon(run, check)
 
 
-async def run_check(target: Target, check: Check, device: Device, offer: Offer, patience: Patience) -> Result:
-    """Run one check."""
+async def run_check(
+    target: Target, check: Check, device: Device, offer: Offer, patience: Patience, *, again: bool = False
+) -> Result:
+    """Run one check; `again`: if it fails, play its conversation to see if it goes the same way."""
     if check.devices and device.name not in check.devices:
         return Result(check, Outcome.NOT_APPLICABLE, f"for {' and '.join(check.devices)} devices")
     if missing := offer.missing(*check.needs):
@@ -136,28 +143,37 @@ async def run_check(target: Target, check: Check, device: Device, offer: Offer, 
     begin = trio.current_time()
     async with target.back_end() as back_end:
         result = await _run_at(back_end, check, device, offer, patience)
-        if result.outcome is Outcome.FAIL:
-            await target.failed()
-    return _timed(result, trio.current_time() - begin)
+    if result.outcome is Outcome.FAIL:
+        await target.failed()
+    result = replace(result, seconds=trio.current_time() - begin)
+    if again and result.transcript is not None:
+        otherwise = await goes_otherwise(target, result.transcript.entries, result.harm, patience)
+        await target.failed()
+        result = replace(result, otherwise=otherwise)
+    return result
 
 
 async def _run_at(back_end: BackEnd, check: Check, device: Device, offer: Offer, patience: Patience) -> Result:
     probe = Probe(back_end, offer, device, patience)
-    fault, harm = "", ""
     try:
-        before = await _at_rest(back_end, offer, device, patience)
+        before = await at_rest(back_end, patience)
         fault = await _carried_out(check, probe)
+        if fault:
+            await probe.look()
         probe.close()
-        harm = await _harm(back_end, before, offer, device, patience)
+        harm = await harm_of(back_end, before, patience)
     except NotApplicable as reason:
         return Result(check, Outcome.NOT_APPLICABLE, str(reason))
+    except Violation as violation:
+        return Result(check, Outcome.FAIL, str(violation), SILENT)
     finally:
         probe.close()
     if not fault and not harm:
         return Result(check, Outcome.PASS)
-    scene = f"{check.name}, {', '.join(check.statements)}: {fault or harm}"
+    text = "; ".join(filter(None, (fault, harm.text if harm else "")))
+    scene = f"{check.name}, {', '.join(check.statements)}: {text}"
     transcript = probe.record.transcript("vhostuser conform", str(back_end.path), scene)
-    return Result(check, Outcome.FAIL, "; ".join(filter(None, (fault, harm))), bool(harm), transcript)
+    return Result(check, Outcome.FAIL, text, harm.kind if harm else "", transcript)
 
 
 async def _carried_out(check: Check, probe: Probe) -> str:
@@ -182,53 +198,3 @@ def _cause(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-async def _at_rest(back_end: BackEnd, offer: Offer, device: Device, patience: Patience) -> Footprint | None:
-    """What the back-end holds when nobody is connected; it has served somebody before, so that all of it is there."""
-    if fault := await _greets(back_end, offer, device, patience):
-        raise Violation(f"before the check: {fault}")
-    held = back_end.footprint()
-    with trio.move_on_after(patience.answer):
-        while (later := await _later(back_end)) != held:
-            held = later
-    return held
-
-
-async def _later(back_end: BackEnd) -> Footprint | None:
-    await trio.sleep(_LOOK)
-    return back_end.footprint()
-
-
-async def _harm(back_end: BackEnd, before: Footprint | None, offer: Offer, device: Device, patience: Patience) -> str:
-    """What the back-end has come to, in words; empty if it is as it was."""
-    if (death := await back_end.death(_LOOK)) is not None:
-        return f"the back-end died: {death}"
-    if fault := await _greets(back_end, offer, device, patience):
-        death = await back_end.death(patience.silence)
-        return f"the back-end died: {death}" if death else f"afterwards: {fault}"
-    kept = ""
-    with trio.move_on_after(patience.answer):
-        while kept := _growth(before, back_end.footprint()):  # noqa: ASYNC110 - nothing tells
-            await trio.sleep(_LOOK)
-    return f"left behind: {kept}" if kept else ""
-
-
-def _growth(before: Footprint | None, after: Footprint | None) -> str:
-    return "" if before is None or after is None else before.growth(after)
-
-
-async def _greets(back_end: BackEnd, offer: Offer, device: Device, patience: Patience) -> str:
-    """Whether it answers the next front-end; empty, or why not."""
-    probe = Probe(back_end, offer, device, patience)
-    try:
-        await (await probe.connect()).talks()
-    except VhostUserError as fault:
-        return str(fault)
-    finally:
-        probe.close()
-    return ""
-
-
-def _timed(result: Result, seconds: float) -> Result:
-    return Result(result.check, result.outcome, result.text, result.harm, result.transcript, seconds)

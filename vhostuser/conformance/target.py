@@ -64,7 +64,7 @@ class BackEnd:
         """How the program ended if it does within so many seconds; None if it lives, or nobody can tell."""
         if self._program is None or not await self._program.ended(within):
             return None
-        return str(await self._program.death())
+        return (await self._program.death()).signature
 
     @property
     def alive(self) -> bool:

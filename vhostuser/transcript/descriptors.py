@@ -21,6 +21,7 @@ MAX_MEMORY = 1 << 40
 """Bytes of a file that is made again, at most: it is sparse, and a recording may claim anything."""
 
 _EVENTFD = "anon_inode:[eventfd]"
+_FULL = (1 << 64) - 2  # one more has to wait
 _KEPT_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _ONE = (1).to_bytes(8, sys.byteorder)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -32,7 +33,7 @@ def describe(fd: int, name: str) -> Descriptor:
     status = os.fstat(fd)
     target = os.readlink(f"/proc/self/fd/{fd}")
     if target == _EVENTFD:
-        return Descriptor(name, Kind.EVENTFD, blocking=os.get_blocking(fd))
+        return Descriptor(name, Kind.EVENTFD, blocking=os.get_blocking(fd), full=_count(fd) == _FULL)
     if stat.S_ISREG(status.st_mode):
         return _of_file(fd, name, status, target)
     if stat.S_ISSOCK(status.st_mode):
@@ -43,6 +44,13 @@ def describe(fd: int, name: str) -> Descriptor:
     if stat.S_ISCHR(status.st_mode) or stat.S_ISDIR(status.st_mode):
         return Descriptor(name, Kind.FILE, path=target)
     return Descriptor(name, Kind.OTHER)
+
+
+def _count(fd: int) -> int:
+    """What an eventfd has counted."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        counts = (line.split()[1] for line in file if line.startswith("eventfd-count:"))
+        return int(next(counts, "0"), 16)
 
 
 def can_be_channel(fd: int) -> bool:
@@ -115,7 +123,10 @@ class Props:
             case Kind.MEMORY:
                 return _memory(told)
             case Kind.EVENTFD | Kind.OTHER:
-                return OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | (0 if told.blocking else os.EFD_NONBLOCK)))
+                fd = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | (0 if told.blocking else os.EFD_NONBLOCK)))
+                if told.full:
+                    os.eventfd_write(fd.fileno(), _FULL)
+                return fd
             case Kind.SOCKET | Kind.CONNECTION:
                 ours, theirs = (OwnedFd(end.detach()) for end in socket.socketpair())
                 os.set_blocking(ours.fileno(), False)

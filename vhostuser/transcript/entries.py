@@ -41,6 +41,7 @@ class Descriptor:
         seals: Seals of memory (``F_GET_SEALS``).
         block: Size of a page of memory where that is not the usual one, else 0.
         blocking: Whether reads of an eventfd wait.
+        full: Whether an eventfd has counted as far as it can.
         path: Of a file that anybody can open.
     """
 
@@ -50,6 +51,7 @@ class Descriptor:
     seals: int = 0
     block: int = 0
     blocking: bool = False
+    full: bool = False
     path: str = ""
 
 
@@ -130,6 +132,23 @@ class Wrote:
 
 
 @dataclass(frozen=True, slots=True)
+class Saw:
+    """The front-end looked into guest memory when it was done, and found this.
+
+    Attributes:
+        memory: The memory's name.
+        offset: Where in its file, in bytes.
+        data: What was there.
+        time: Seconds since the beginning.
+    """
+
+    memory: str
+    offset: int
+    data: bytes
+    time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Resized:
     """The front-end changed the length of memory that it had passed."""
 
@@ -162,7 +181,7 @@ class Closed:
     time: float = 0.0
 
 
-Entry = Said | Wrote | Resized | Signalled | Paused | Closed
+Entry = Said | Wrote | Saw | Resized | Signalled | Paused | Closed
 
 
 @dataclass(frozen=True, slots=True)

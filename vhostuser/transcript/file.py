@@ -24,6 +24,7 @@ from vhostuser.transcript.entries import (
     Paused,
     Resized,
     Said,
+    Saw,
     Side,
     Signalled,
     Transcript,
@@ -34,7 +35,7 @@ from vhostuser.wire.requests import Direction, spec_of
 
 FORMAT = "vhost-user transcript 2"
 _FORMATS = ("vhost-user transcript 1", FORMAT)
-_DESCRIPTOR_WORDS = ("size", "seals", "block", "blocking", "path")
+_DESCRIPTOR_WORDS = ("size", "seals", "block", "blocking", "full", "path")
 
 
 class TranscriptError(VhostUserError):
@@ -102,6 +103,8 @@ def _entry(line: dict[str, Any], position: int) -> Entry:
             pieces = (data,) if isinstance(data, str) else tuple(data)
             return Wrote(line["memory"], int(line["offset"]), tuple(map(bytes.fromhex, pieces)),
                          float(line.get("seconds", 0.0)), time)  # fmt: skip
+        case "saw":
+            return Saw(line["memory"], int(line["offset"]), bytes.fromhex(line["data"]), time)
         case "resize":
             return Resized(line["memory"], int(line["size"]), time)
         case "signal":
@@ -230,6 +233,8 @@ def _written(entry: Entry) -> dict[str, Any]:
             lasting = {"seconds": seconds} if seconds else {}
             return {"event": "write", "memory": memory, "offset": offset,
                     "data": pieces[0] if len(pieces) == 1 else pieces, **lasting}  # fmt: skip
+        case Saw(memory, offset, seen):
+            return {"event": "saw", "memory": memory, "offset": offset, "data": seen.hex()}
         case Resized(memory, size):
             return {"event": "resize", "memory": memory, "size": size}
         case Signalled(name):

@@ -17,7 +17,7 @@ import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -26,12 +26,25 @@ from vhostuser.errors import ConnectionClosedError, FramingError, VhostUserError
 from vhostuser.fds import FdBundle, OwnedFd
 from vhostuser.session.witness import Breach, Judgement, Witness
 from vhostuser.transcript.descriptors import Props, describe
-from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Resized, Said, Side, Signalled, Wrote
+from vhostuser.transcript.entries import (
+    Closed,
+    Descriptor,
+    Entry,
+    Kind,
+    Paused,
+    Resized,
+    Said,
+    Saw,
+    Side,
+    Signalled,
+    Wrote,
+)
 from vhostuser.transport.channel import Channel
 from vhostuser.wire.codec import encode_ack
 from vhostuser.wire.frames import Frame, LentFds
 from vhostuser.wire.requests import BACKEND_REQUESTS, FrontendRequest, Reply
 
+_LOOK = 0.001  # seconds between two looks into memory
 QUESTION = Said(Side.FRONTEND, FrontendRequest.GET_FEATURES)
 """What every back-end answers at any time."""
 
@@ -69,6 +82,7 @@ class Performance:
         missed: Numbers of the entries whose answers did not come.
         closed: Numbers of the entries after which the back-end closed the connection, or said what is no message.
         hung: Number of the entry after which it neither answered nor closed; None if it always did.
+        differing: Numbers of the entries whose memory was not found as it was seen.
         unreachable: Number of the entry for which there was no connection to be had; None if there always was.
         played: How many entries were done.
     """
@@ -78,6 +92,7 @@ class Performance:
     missed: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
     hung: int | None = None
+    differing: list[int] = field(default_factory=list)
     unreachable: int | None = None
     played: int = 0
 
@@ -145,6 +160,7 @@ class _Stage:
         self._gone = trio.Event()  # this connection is no more
         self._lost = False  # the two sides do not agree any more where messages begin
         self._news = trio.Event()
+        self._kept = ExitStack()
         self._own_answers: defaultdict[int, deque[Said]] = defaultdict(deque)
 
     async def play(self, entries: Sequence[Entry]) -> None:
@@ -162,6 +178,7 @@ class _Stage:
 
     def close(self) -> None:
         self._over = True
+        self._kept.close()
         if self._channel is not None:
             self._channel.close()
 
@@ -173,6 +190,8 @@ class _Stage:
                 await self._end_connection(side)
             case Wrote():
                 self._write(entry)
+            case Saw():
+                await self._look(entry)
             case Resized(memory, size):
                 if (fd := self._props.named(memory)) is not None:
                     with suppress(OSError):  # a seal forbids it
@@ -256,12 +275,12 @@ class _Stage:
         try:
             while True:
                 frame = await channel.receive()
-                with frame.fds:
-                    judgement = self._witness.reply(frame)
-                    if not self._lost:
-                        self._judge(judgement, self._answered_entry(judgement))
-                    if not (self._asking and frame.request == QUESTION.request and not self._witness.unanswered):
-                        self._note(frame, judgement)
+                self._kept.callback(frame.fds.close)  # as a front-end keeps them: what depends on them goes on
+                judgement = self._witness.reply(frame)
+                if not self._lost:
+                    self._judge(judgement, self._answered_entry(judgement))
+                if not (self._asking and frame.request == QUESTION.request and not self._witness.unanswered):
+                    self._note(frame, judgement)
                 self._news.set()
         except ConnectionClosedError:
             self._performance.closed.append(self._number)
@@ -340,6 +359,16 @@ class _Stage:
             self._nursery.start_soon(trio.to_thread.run_sync, self._keep_writing, fd, wrote)
         else:
             _put(fd, wrote.data[0], wrote.offset)
+
+    async def _look(self, saw: Saw) -> None:
+        """Wait until memory is as it was seen, as long as for an answer."""
+        fd = self._props.named(saw.memory)
+        with trio.move_on_after(self._patience):
+            while fd is not None and os.pread(fd, len(saw.data), saw.offset) != saw.data:  # noqa: ASYNC110 - memory tells nobody
+                await trio.sleep(_LOOK)
+            if fd is not None:
+                return
+        self._performance.differing.append(self._number)
 
     def _keep_writing(self, fd: int, wrote: Wrote) -> None:
         """Write one after the other, again and again, while the back-end reads; in a thread."""

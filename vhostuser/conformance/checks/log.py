@@ -269,7 +269,7 @@ async def the_logs_descriptor_is_not_waited_for(probe: Probe) -> None:
 async def a_log_that_cannot_be_is_refused(probe: Probe) -> None:
     driver, log = await _logging(probe)
     connection, size, fd = driver.connection, log.size, log.fd.fileno()
-    for bad in ((0, 0), (1, 0), (size - 1, 0), (1 << 40, 0), (size, 1 << 62), (1 << 63, 1 << 63)):
+    for bad in ((0, 0), (3, 0), (size - 1, 0), (1 << 40, 0), (size, 1 << 62), (1 << 63, 1 << 63)):
         await connection.refused(connection.frame(R.SET_LOG_BASE, Log(*bad), [fd]))
     await connection.refused(connection.frame(R.SET_LOG_BASE, Log(size, 0), [probe.eventfd()]))
     await connection.refused(connection.frame(R.SET_LOG_FD, None, [fd]))

@@ -83,6 +83,7 @@ async def _arriving(probe: Probe, protocol: ProtocolFeature) -> AsyncIterator[tu
     fd = await _advise(connection)
     await _listen(connection)
     pages = PageServer(driver.memory)
+    driver.memory.emptied()
     pages.watch(OwnedFd(os.dup(fd)))
     try:
         yield driver, pages

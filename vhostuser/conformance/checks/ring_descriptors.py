@@ -88,7 +88,7 @@ async def pipes_and_sockets_kick(probe: Probe) -> None:
         await driver.connection.accepted(R.SET_VRING_KICK, VringFd(driver.work.index), [kick])
         for _ in range(2):
             driver.give()
-            os.write(other, (1).to_bytes(8, "little"))
+            probe.poke(kick, other)
             await driver.used(1)
 
 
