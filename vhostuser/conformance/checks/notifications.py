@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -277,7 +276,7 @@ async def a_ring_whose_kick_pipe_is_at_its_end_is_looked_at(probe: Probe) -> Non
     reading, writing = probe.pipe()
     await driver.connection.accepted(R.SET_VRING_KICK, VringFd(driver.work.index), [reading])
     driver.give()
-    os.write(writing, bytes(8))
+    probe.poke(reading, writing)
     await driver.used(1)
     probe.drop(writing)
     for _ in range(3):
