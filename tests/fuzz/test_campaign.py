@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -88,10 +89,9 @@ async def test_the_report_has_a_row_for_each_request_and_a_column_for_each_state
     assert told["corpus"] == len(list((tmp_path / "corpus").iterdir())) > 0
 
 
-async def test_the_same_seed_makes_the_same_conversations(tmp_path: Path) -> None:
-    kept = []
-    for run in range(2):
-        folder = tmp_path / str(run)
-        await Campaign(ours(), Settings(LONG_ENOUGH, 7, corpus=folder, patience=5.0, conversations=12)).run()
-        kept.append(sorted(path.name for path in folder.iterdir()))
-    assert kept[0] == kept[1] != []
+async def test_the_same_chance_and_corpus_make_the_same_conversation() -> None:
+    aim = ours()
+    await aim.ask()
+    kept = [aim.conversation(Random(number), []) for number in range(4)]
+    for seed in range(20):
+        assert aim.conversation(Random(seed), kept) == aim.conversation(Random(seed), kept)
