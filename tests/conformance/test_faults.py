@@ -1,4 +1,4 @@
-"""The checks of rings and packets find faults, and none in a back-end without them."""
+"""The checks find faults, and none in a back-end without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.conformance.virtio_faults import GROUPS, Fault
+from tests.conformance import protocol_faults, virtio_faults
+from tests.conformance.virtio_faults import Fault
 from tests.faults.copies import change, faulty_copy
 from vhostuser.conformance import checks as _checks  # noqa: F401 - fills the register
 from vhostuser.conformance.check import all_checks
@@ -21,10 +22,12 @@ from vhostuser.conformance.suite import Outcome, Result, offer_of, run_check
 from vhostuser.conformance.target import BackEnd, Target
 from vhostuser.peer.program import Program, started
 
+GROUPS = virtio_faults.GROUPS | protocol_faults.GROUPS
 PATIENCE = Patience(answer=1.5, silence=0.05)
 CHECKS = {check.name: check for check in all_checks()}
 IN_A_ROW = 9  # checks that share a program
 INTERPRETED = {"VHOSTUSER_EDITION": "interpreted", "VHOSTUSER_REQUIRE_COMPILED": "0"}
+KEEPER = Path(__file__).with_name("keeper.py")
 FAULTS = [fault for _, faults in GROUPS.values() for fault in faults]
 CASES = [pytest.param(fault, name, id=name) for fault in FAULTS for name in fault.finders]
 
@@ -46,8 +49,11 @@ class Running(Target):
 async def run_some(tree: Path | None, words: str, names: Sequence[str], results: dict[str, Result]) -> None:
     """Run checks against a copy of the package in a tree, or against the package itself."""
     env = {} if tree is None else {**INTERPRETED, "PYTHONPATH": str(tree)}
-    device = DEVICES[words.partition(" ")[0]]
-    async with started(f"{sys.executable} -m vhostuser {words} --socket-path={{socket}}", env=env) as program:
+    kind = words.partition(" ")[0]
+    command, device = f"-m vhostuser {words} --socket-path={{socket}}", DEVICES["rng" if kind == "keeper" else kind]
+    if kind == "keeper":
+        command = f"{KEEPER} {{socket}}"
+    async with started(f"{sys.executable} {command}", env=env) as program:
         target = Running(program)
         offer = await offer_of(target, device, PATIENCE)
         for name in names:
