@@ -17,6 +17,7 @@ from vhostuser.session.witness import Side
 from vhostuser.transcript.compare import Difference, compare
 from vhostuser.transcript.entries import Transcript
 from vhostuser.transcript.file import load
+from vhostuser.transcript.proxy import PATIENT
 from vhostuser.transcript.replay import PATIENCE, replay
 from vhostuser.transcript.stand_in import StandIn
 from vhostuser.transport.channel import Channel
@@ -109,7 +110,7 @@ async def _stand_in(transcript: Transcript, path: str) -> list[Difference]:
     """Wait for front-ends until the recording is at its end, or SIGINT or SIGTERM comes."""
     back_end = StandIn(transcript)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with await listen(path) as endpoint, trio.open_nursery() as nursery:
+        async with await listen(path, PATIENT) as endpoint, trio.open_nursery() as nursery:
             click.echo(f"listening at {path} for a front-end", err=True)
 
             async def serve() -> None:
