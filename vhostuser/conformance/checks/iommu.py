@@ -309,8 +309,13 @@ async def a_chain_that_waits_holds_up_those_behind_it(probe: Probe, layout: int)
 
 @checks("VU-IOTLB-11", needs=_NEEDS)
 async def a_page_is_asked_for_once_at_a_time(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe, known=False)
+    driver, own = await _behind_an_iommu(probe, known=False, start=False)
     first, size = _LAYOUT[0]
+    for index in range(probe.device.rings):
+        driver.make_ring(index, 16)  # all of them in one page
+    for ring in driver.rings.values():
+        driver.post(ring)
+        await driver.start(ring)
     asked = [await _missed(own)]
     while (message := await own.asked_in_silence()) is not None:
         asked.append(_miss(message))

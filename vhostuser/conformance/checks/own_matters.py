@@ -87,7 +87,9 @@ async def what_is_past_the_end_is_refused(probe: Probe) -> None:
 async def who_may_write_what(probe: Probe) -> None:
     connection, space = await _all_config(probe)
     for flags in (2, 3, 1 << 31):
-        await connection.refused(connection.frame(R.SET_CONFIG, Config(0, flags, space[:1])))
+        for offset in (0, len(space) - 1):  # the driver may write one of them at most devices
+            frame = connection.frame(R.SET_CONFIG, Config(offset, flags, space[offset : offset + 1]))
+            await connection.refused(frame)
     await connection.accepted(R.SET_CONFIG, Config(0, _MIGRATION, space))
     for offset, byte in enumerate(space):
         frame = connection.frame(R.SET_CONFIG, Config(offset, 0, bytes([byte ^ 0xFF])))

@@ -23,6 +23,7 @@ P, R, V = ProtocolFeature, FrontendRequest, VhostFeature
 _NUM = 64
 _ALIGNMENT = {"descriptor": 16, "available": 2, "used": 4}
 _LENGTH = {"descriptor": 16 * _NUM, "available": 4 + 2 * _NUM, "used": 4 + 8 * _NUM}  # without EVENT_IDX
+_PAGE = 4096
 _FRESH_PACKED = 0x8000_8000
 
 
@@ -272,7 +273,8 @@ async def _unaligned(probe: Probe, area: str, step: int, virtio: int) -> None:
         driver, ring = await _halted(probe, virtio)
         connection, good = driver.connection, driver.vring_addr(ring)
         await connection.accepted(R.SET_VRING_NUM, VringState(ring.index, _NUM))
-        bad = replace(good, **{area: getattr(good, area) + off})
+        elsewhere = driver.address(driver.memory.alloc(_PAGE, _PAGE))  # where it overlaps nothing
+        bad = replace(good, **{area: elsewhere + off})
         await connection.rejected(connection.frame(R.SET_VRING_ADDR, bad))
 
 
