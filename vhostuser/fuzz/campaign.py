@@ -181,7 +181,7 @@ class _Worker:
         """Try conversations on a target until it is of no use, or old."""
         before = await target.introduce(self._chance())
         watch = MemoryWatch(target)
-        last: deque[tuple[Entry, ...]] = deque(maxlen=_REMEMBERED)
+        last = deque[tuple[Entry, ...]]([self._aim.introduction], maxlen=_REMEMBERED)
         for _ in range(_LIFE):
             if self._campaign.over or not target.alive:
                 return

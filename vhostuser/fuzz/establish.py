@@ -86,16 +86,17 @@ async def confirm(finding: Finding, entries: tuple[Entry, ...], aim: Aim[Any], p
 
 
 async def _reproduced(shows: _Trials, found: Found, before: Sequence[tuple[Entry, ...]]) -> tuple[Entry, ...] | None:
-    """A conversation that shows it again: up to where it happened, the whole one, or with those before it."""
+    """A conversation that shows it again: its begin, the whole one, or one with the last or all of those before it."""
     entries, at = found.entries, found.finding.entry
     if at is not None and at + 1 < len(entries) and await shows(entries[: at + 1]):
         return entries[: at + 1]
     if await shows(entries):
         return entries
-    together = entries
-    for earlier in reversed(before):
-        together = (*earlier, Closed(), *together)
-    return together if before and await shows(together) else None
+    for number, earlier in enumerate(reversed(before), 1):
+        entries = (*earlier, Closed(), *entries)
+        if number in (1, len(before)) and await shows(entries):
+            return entries
+    return None
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ from vhostuser.fds import OwnedFd
 from vhostuser.session.witness import Breach, Witness
 from vhostuser.transcript.answers import Answers
 from vhostuser.transcript.descriptors import Props
-from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Said, Side, Signalled, Wrote
+from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Resized, Said, Side, Signalled, Wrote
 from vhostuser.transcript.passed import Passed
 from vhostuser.transcript.player import send_pieces
 from vhostuser.transport.channel import Channel
@@ -46,7 +46,7 @@ class Asked:
 
     Attributes:
         after: Number of the entry that was done last when it came, -1 for none; its own, if it was a cue.
-        said: What it was; its descriptors are not told.
+        said: What it was, and when, in seconds since the connection began; its descriptors are not told.
         good: What a back-end answers that does as it is asked; None for nothing.
         cue: Whether the conversation had it.
     """
@@ -147,6 +147,7 @@ class _Part:
     async def serve(self, channel: Channel) -> bool:
         """Play on one connection; whether there is something left for another one."""
         self._channel = channel
+        self._begin = trio.current_time()
         self._witness = Witness()
         self._own: Channel | None = None
         self._own_asked: list[tuple[int, RequestSpec]] = []
@@ -229,7 +230,7 @@ class _Part:
         return over
 
     def _note(self, frame: Frame, good: Said | None, breaches: Sequence[Breach], *, cue: bool) -> None:
-        said = Said(Side.FRONTEND, frame.request, frame.flags, frame.payload)
+        said = Said(Side.FRONTEND, frame.request, frame.flags, frame.payload, time=trio.current_time() - self._begin)
         self.counterplay.asked.append(Asked(self._done, said, good, cue))
         self._note_breaches(breaches)
 
@@ -254,7 +255,7 @@ class _Part:
     def _following(self) -> Iterator[Entry]:
         """What is to be done before the front-end's next turn."""
         for entry in self.entries[self.counterplay.played :]:
-            if _is_turn(entry):
+            if is_turn(entry):
                 return
             yield entry
 
@@ -273,6 +274,8 @@ class _Part:
                     self._passed.write(entry.memory, entry.offset, entry.data[0])
                 case Wrote():
                     self._nursery.start_soon(self._keep_writing, entry)
+                case Resized(memory, size):
+                    self.props.resize(memory, size)
                 case Signalled(name):
                     self._passed.signal(name)
                 case Paused(seconds):
@@ -330,7 +333,7 @@ class _Part:
         self.counterplay.own_answers.append(OwnAnswer(self._done, frame.request, value))
 
 
-def _is_turn(entry: Entry) -> bool:
+def is_turn(entry: Entry) -> bool:
     """Whether it is the front-end who has to do something."""
     return is_cue(entry) or (isinstance(entry, Closed) and entry.side is Side.FRONTEND)
 
