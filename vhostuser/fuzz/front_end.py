@@ -51,6 +51,8 @@ UNKNOWN = 10.0
 
 _STARTING = 30.0  # seconds until a program connects
 _DYING = 0.5  # seconds from the last sign of life to the end of a process that writes a core
+_BUSY = 2.0  # seconds that one needs at most to come again, or to end, besides what it needed when nothing was wrong
+_DUMPING = 2.0  # seconds more for the core of one that hangs
 _LEAVING = 0.3  # seconds for a front-end to let go of a connection
 _LOOK = 0.005  # seconds between two looks at what it holds
 _COLD = 0.25  # of all targets are told something wrong from their first message on
@@ -194,7 +196,7 @@ class FrontEnd:
         counterplay = await self.play(entries, self._quiet(patience))
         self._talk.append(len(counterplay.asked))
         findings = [*_broken_rules(entries, counterplay)]
-        fatal = await self._fate(entries, counterplay, 10 * (self._habits.absence + patience))
+        fatal = await self._fate(entries, counterplay, _BUSY + 10 * self._habits.absence + 2 * patience)
         if fatal is not None:
             return Examined(counterplay, (fatal, *findings))
         if before is not None and (leak := await self._leak(before)) is not None:
@@ -259,17 +261,23 @@ class FrontEnd:
 
     async def _fate(self, entries: Sequence[Entry], counterplay: Counterplay, within: float) -> Finding | None:
         """Whether it keeps to its habits, and what happened to it if not."""
-        last = max(counterplay.played - 1, 0)
         if await self._is_well(within):
             return None
+        last = max(counterplay.played - 1, 0)
         if await self._program.ended(_DYING):
             finding = of_death(await self._program.death(), last)
             if finding.signature == self._habits.last_words:
                 return None
         else:
-            asked, habit = request_name(entries, last), self._habits.parting.value
-            finding = Finding(Trouble.HANG, f"after {asked}", f"it no longer {habit} within {within:g} s", last)
+            finding = await self._hang(f"after {request_name(entries, last)} it no longer", within, last)
         return finding if self._ran or finding.trouble is Trouble.CRASH else None
+
+    async def _hang(self, words: str, within: float, last: int) -> Finding:
+        """That it lives and does not keep to its habits; where its first thread is tells one hang from another."""
+        death = await self._program.aborted(_DYING + _DUMPING)
+        place = death.frames[0] if death is not None and death.frames else "a place unknown"
+        told = f"{words} {self._habits.parting.value} within {within:g} s"
+        return Finding(Trouble.HANG, f"in {place}", f"{told}\n{death or ''}".rstrip(), last)
 
     async def _is_well(self, within: float) -> bool:
         match self._habits.parting:

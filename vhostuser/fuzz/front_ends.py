@@ -23,7 +23,7 @@ from vhostuser.fuzz.misconduct import misled
 from vhostuser.fuzz.target import ENVIRONMENT, LIMITS
 from vhostuser.fuzz.verdict import Examined
 from vhostuser.peer.program import started
-from vhostuser.transcript.counterpart import Asked, Counterplay, is_cue
+from vhostuser.transcript.counterpart import Asked, Counterplay, is_turn
 from vhostuser.transcript.entries import Entry, Said, Transcript, Wrote
 from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import connect, listen
@@ -35,7 +35,8 @@ _LEFT_OUT = 0.97
 _LEFT_OUT_IF_IN_FORM = 0.6
 """Where only values differ from those of a good answer, others of them may lead elsewhere."""
 
-Shape = tuple[int, frozenset[tuple[object, ...]]]
+Shape = tuple[int | None, frozenset[tuple[object, ...]]]
+"""Which request something was done at, None for any; and what, but for values."""
 
 
 class FrontEnds:
@@ -44,13 +45,16 @@ class FrontEnds:
     Args:
         command: A command line with ``{socket}``.
         connects: Whether it is for the back-end to connect: the front-end listens.
+        asking: Seconds of silence after which its conversation counts as over while its habits are learned, and that it
+            has to come again.
     """
 
     plural = "front-ends"
     trials = 40
 
-    def __init__(self, command: str, connects: bool = False) -> None:
+    def __init__(self, command: str, connects: bool = False, asking: float = UNKNOWN) -> None:
         self._command = command
+        self._asking = asking
         self._connects = connects
         self._habits = Habits()
         self._plain: list[tuple[Asked, ...]] = []
@@ -61,12 +65,12 @@ class FrontEnds:
     async def ask(self) -> None:
         """Learn a front-end's habits. Raises VhostUserError if it says nothing."""
         async with self.target() as target:
-            first = await target.play((), UNKNOWN)
+            first = await target.play((), self._asking)
             if not first.asked:
                 raise VhostUserError(f"the front-end says nothing; it printed:\n{target.output}")
             self._plain.append(tuple(first.asked))
-            parting, absence, last_words = await target.part(UNKNOWN)
-            later = await target.play((), UNKNOWN) if parting is Parting.RETURNS else first
+            parting, absence, last_words = await target.part(self._asking)
+            later = await target.play((), self._asking) if parting is Parting.RETURNS else first
             self._plain.append(tuple(later.asked))
         tempi = Tempo.of(first.asked), Tempo.of(later.asked)
         self._habits = Habits(parting, absence, *tempi, last_words, introduction(first.asked, tempi[0].messages))
@@ -104,7 +108,7 @@ class FrontEnds:
     def _wanted(self, random: Random, question: Asked, acts: Sequence[Entry]) -> bool:
         shape = shape_of(question.said.request, acts)
         left_out = _LEFT_OUT_IF_IN_FORM if _is_in_form(shape) else _LEFT_OUT
-        return shape not in self._avoided or random.random() >= left_out
+        return self._avoided.isdisjoint({shape, shape_of(None, acts)}) or random.random() >= left_out
 
     def learn(self, entries: tuple[Entry, ...], examined: Examined[Counterplay]) -> set[tuple[object, ...]]:
         """Count what a conversation did, and remember how it went."""
@@ -115,11 +119,10 @@ class FrontEnds:
 
     def avoid(self, entries: Sequence[Entry]) -> None:
         """Mostly leave out what was done last in this conversation."""
-        cues = [at for at, entry in enumerate(entries) if is_cue(entry) and any(following(entries, at))]
-        if cues:
-            cue = entries[cues[-1]]
-            assert isinstance(cue, Said)
-            self._avoided.add(shape_of(cue.request, list(following(entries, cues[-1]))))
+        turns = [at for at, entry in enumerate(entries) if is_turn(entry) and any(following(entries, at))]
+        at = turns[-1] if turns else -1
+        cue = entries[at] if turns else None
+        self._avoided.add(shape_of(cue.request if isinstance(cue, Said) else None, list(following(entries, at))))
 
     def transcript(self, entries: tuple[Entry, ...], scene: str = "") -> Transcript:
         """A conversation as a transcript; its head has what is offered unless the conversation says otherwise."""
@@ -131,17 +134,17 @@ class FrontEnds:
         return Transcript(entries, back_end="vhostuser fuzz-frontend", scene=scene, offer=tuple(offer.items()))
 
 
-def shape_of(request: int, acts: Sequence[Entry]) -> Shape:
-    """What is done at a message, but for values."""
+def shape_of(request: int | None, acts: Sequence[Entry]) -> Shape:
+    """The shape of what is done at a message; without a message, at any."""
     return request, frozenset(_shape(request, act) for act in acts)
 
 
-def _shape(request: int, act: Entry) -> tuple[object, ...]:
+def _shape(request: int | None, act: Entry) -> tuple[object, ...]:
     match act:
-        case Said():
+        case Said(own_channel=own):
+            form = "own" if own else "answer" if act.request == request else "other"
             kinds = tuple(sorted(fd.kind.value for fd in act.fds))
-            other = None if act.request == request else act.request
-            return act.own_channel, other, act.flags, len(act.payload), act.whole, kinds
+            return form, act.request if own else None, act.flags, act.whole, len(act.payload), kinds
         case Wrote():
             return "write", act.memory.partition(" ")[0]
     return (type(act).__name__,)
@@ -149,6 +152,4 @@ def _shape(request: int, act: Entry) -> tuple[object, ...]:
 
 def _is_in_form(shape: Shape) -> bool:
     """Whether only values are wrong."""
-    return all(
-        form[:3] == (False, None, VERSION | HeaderFlags.REPLY) and form[4] for form in shape[1] if len(form) == 6
-    )
+    return all(form[:4] == ("answer", None, VERSION | HeaderFlags.REPLY, True) for form in shape[1])

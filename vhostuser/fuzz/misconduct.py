@@ -39,6 +39,7 @@ from vhostuser.wire.requests import BACKEND_REQUESTS, FRONTEND_REQUESTS, Reply, 
 from vhostuser.wire.requests import FrontendRequest as R
 
 _PLACES = 4  # where something is wrong, at most
+_TRIES = 30  # to find something that can be done at a place
 _PAUSES = (0.02, 0.2, 0.7)
 _OBJECTS = (bytes(16), bytes(15) + b"\x01", bytes([255] * 16))
 _PAGE = 4096
@@ -59,10 +60,12 @@ def misled(random: Random, entries: Sequence[Entry], asked: Sequence[Asked], wan
     grown, last = _Grown(entries, asked), 0
     for place in sorted(random.sample(range(len(asked)), count)):
         situation = Situation.after([question.said for question in asked[: place + 1]])
-        first, acts = random.choices(_ACTS, _WEIGHTS)[0](random, asked[place], situation)
-        if acts and wanted(asked[place], acts):
-            grown.put(place, acts, since=last, answered_first=first)
-            last = place + 1
+        for act in random.choices(_ACTS, _WEIGHTS, k=_TRIES):
+            first, acts = act(random, asked[place], situation)
+            if acts and wanted(asked[place], acts):
+                grown.put(place, acts, since=last, answered_first=first)
+                last = place + 1
+                break
     return tuple(grown.entries)
 
 

@@ -121,8 +121,8 @@ async def play_back_end(entries: Sequence[Entry], accept: Accept, answers: Answe
         answers: How what is not in the conversation is answered.
         quiet: Seconds without a message after which the front-end is taken to have nothing more to say.
 
-    A play ends when the front-end is quiet, or closed the connection after the last entry, or where `accept` raises a
-    VhostUserError. The connection is closed then.
+    A play ends when the front-end is quiet, or closed the connection after the last entry or when nothing of them could
+    be done on it, or where `accept` raises a VhostUserError. The connection is closed then.
 
     Raises:
         OSError: There are no more descriptors to be had.
@@ -136,9 +136,11 @@ async def play_back_end(entries: Sequence[Entry], accept: Accept, answers: Answe
             except VhostUserError:
                 counterplay.unreachable = counterplay.played - 1
                 return counterplay
+            before = counterplay.played
             async with channel:
-                if not await part.serve(channel):
-                    return counterplay
+                goes_on = await part.serve(channel)
+            if not goes_on or counterplay.played == before:
+                return counterplay
 
 
 def is_cue(entry: Entry) -> bool:
@@ -177,6 +179,7 @@ class _Part:
                 except OSError as error:
                     failure = error  # raised out here it would be in a group
                 self._nursery.cancel_scope.cancel()
+            channel.hang_up()  # it may have been passed to the front-end
             if self._own is not None:
                 self._own.close()
         if failure is not None:
