@@ -5,7 +5,7 @@ whenever its back-end leaves, and when it does not like an answer; before its ri
 
 Faults: ``dies`` of protocol features that nobody knows, ``hangs`` over a memory table that is refused,
 ``leaks`` a descriptor that comes with an answer, ``exits`` when a ring cannot be set up, ``believes`` what stands in a
-used ring, ``agrees`` to all that the back-end asks, ``invents`` features that were not offered, ``leaves`` at the end.
+used ring, ``agrees`` to all that the back-end asks, ``oversteps`` what was negotiated, ``leaves`` at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 HEADER = struct.Struct("=III")
 GET_FEATURES, SET_FEATURES, SET_OWNER, SET_MEM_TABLE, GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES = 1, 2, 3, 5, 15, 16
 SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL = 8, 9, 10, 12, 13
-SET_VRING_ENABLE, SET_BACKEND_REQ_FD = 18, 21
+SET_VRING_ENABLE, SET_BACKEND_REQ_FD, SET_STATUS = 18, 21, 39
 REPLY_ACK, BACKEND_REQ = 1 << 3, 1 << 5
 NUM, SIZE, USED = 8, 1 << 16, 0x2000
 KEPT: list[object] = []  # what leaks
@@ -81,6 +81,8 @@ class FrontEnd:
         """All up to where the ring runs."""
         self.say(SET_OWNER)
         features = self.word(GET_FEATURES)
+        if not features & 1 << 30:
+            raise BadAnswerError
         protocol = self.word(GET_PROTOCOL_FEATURES) & (REPLY_ACK | BACKEND_REQ)
         if protocol != REPLY_ACK | BACKEND_REQ:
             raise BadAnswerError
@@ -90,7 +92,9 @@ class FrontEnd:
             self.own = ours
             if not self.acknowledged(SET_BACKEND_REQ_FD, b"", (theirs.fileno(),)):
                 raise BadAnswerError
-        self.say(SET_FEATURES, struct.pack("=Q", 1 << 62 if "invents" in FAULTS else features & (1 << 30 | 1 << 32)))
+        self.say(SET_FEATURES, struct.pack("=Q", features & (1 << 30 | 1 << 32)))
+        if "oversteps" in FAULTS:
+            self.say(SET_STATUS, struct.pack("=Q", 1))
         table = struct.pack("=IIQQQQ", 1, 0, 0, SIZE, 0, 0)
         if not self.acknowledged(SET_MEM_TABLE, table, (self.memory,)):
             time.sleep(1000 if "hangs" in FAULTS else 0)

@@ -4,9 +4,8 @@ Must not know: where conversations come from, what is done about findings.
 
 What counts. A front-end has habits, learned while it was answered well. One that comes again when its back-end has left
 has to do so, and to speak, whatever it was answered; one that ends has to end: else it hangs. Of one that just stays
-nobody can tell. As long as it has never started a ring a front-end may end itself over a bad answer, or go on without a
-back-end, which is how programs refuse at their start. Once its driver runs it may do neither; it may never die by a
-signal or of an assertion.
+nobody can tell. While it starts a front-end may end itself over a bad answer, or go on without a back-end: that is how
+programs refuse. Once a ring has run it may do neither; it may never die by a signal or of an assertion.
 """
 
 from __future__ import annotations
@@ -136,7 +135,7 @@ class FrontEnd:
         self._habits = habits
         self._next: Channel | None = None  # it has said something that nobody has read
         self._plays = 0
-        self._ran = False  # whether it ever started a ring
+        self._ran = False  # whether a ring has run
         self._talk = deque[int](maxlen=_SHALLOW)
 
     @property
@@ -182,7 +181,9 @@ class FrontEnd:
         """Play its back-end, until it is quiet for so many seconds."""
         counterplay = await play_back_end(entries, self._accept, Answers(OFFER), quiet=quiet)
         self._plays += 1
-        self._ran |= any(question.said.request == FrontendRequest.SET_VRING_KICK for question in counterplay.asked)
+        kicked = any(question.said.request == FrontendRequest.SET_VRING_KICK for question in counterplay.asked)
+        begun = not counterplay.closed or len(counterplay.asked) > self._habits.first.messages
+        self._ran |= kicked and begun
         return counterplay
 
     def _quiet(self, patience: float) -> float:

@@ -39,6 +39,7 @@ from vhostuser.wire.requests import BACKEND_REQUESTS, FRONTEND_REQUESTS, Reply, 
 from vhostuser.wire.requests import FrontendRequest as R
 
 _PLACES = 4  # where something is wrong, at most
+_IF_ANSWERED = 3  # how often one at a message that is answered, for one at another
 _TRIES = 30  # to find something that can be done at a place
 _PAUSES = (0.02, 0.2, 0.7)
 _OBJECTS = (bytes(16), bytes(15) + b"\x01", bytes([255] * 16))
@@ -56,9 +57,10 @@ def misled(random: Random, entries: Sequence[Entry], asked: Sequence[Asked], wan
         asked: What a front-end said in it.
         wanted: Whether something may be done at a message.
     """
-    count = min(1 + int(random.expovariate(1.2)), _PLACES, len(asked))
+    weights = [_IF_ANSWERED if question.good else 1 for question in asked]
+    count = min(1 + int(random.expovariate(1.2)), _PLACES)
     grown, last = _Grown(entries, asked), 0
-    for place in sorted(random.sample(range(len(asked)), count)):
+    for place in sorted(set(random.choices(range(len(asked)), weights, k=count))):
         situation = Situation.after([question.said for question in asked[: place + 1]])
         for act in random.choices(_ACTS, _WEIGHTS, k=_TRIES):
             first, acts = act(random, asked[place], situation)
