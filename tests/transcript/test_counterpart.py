@@ -348,7 +348,7 @@ async def test_its_own_requests_are_judged_by_what_was_acknowledged(
     entries = [cue(R.GET_FEATURES), cue(R.GET_FEATURES, "reply"), asked]
     counterplay = await played(entries, with_own_channel(protocol, reply))
     assert bool(counterplay.missed) is missed
-    assert [breach.rule for _, breach in counterplay.breaches] == rules
+    assert [breach.rule for _, breach in counterplay.own_breaches] == rules
     assert [answer.value for answer in counterplay.own_answers] == ([] if replied is None else [replied])
 
 
@@ -356,7 +356,7 @@ async def test_an_answer_that_is_none_is_a_breach() -> None:
     wrong = with_own_channel(OWN | P.SHARED_OBJECT, lambda frame: Frame(frame.request, REPLY, b"abc"))
     entries = [cue(R.GET_FEATURES), cue(R.GET_FEATURES, "reply"), own(BackendRequest.SHARED_OBJECT_ADD, OBJECT)]
     counterplay = await played(entries, wrong)
-    assert [(breach.blame, breach.rule) for _, breach in counterplay.breaches] == [(Side.FRONTEND, "VU-PAY-1")]
+    assert [(breach.blame, breach.rule) for _, breach in counterplay.own_breaches] == [(Side.FRONTEND, "VU-PAY-1")]
 
 
 async def test_nothing_is_left_open() -> None:

@@ -27,7 +27,7 @@ from vhostuser.fuzz.verdict import Examined, Finding, Trouble, of_breach, of_dea
 from vhostuser.peer.footprint import Footprint
 from vhostuser.peer.program import Program
 from vhostuser.session.backend import Offer
-from vhostuser.session.witness import Side
+from vhostuser.session.witness import Breach, Side
 from vhostuser.spec.statements import statements
 from vhostuser.transcript.answers import Answers
 from vhostuser.transcript.counterpart import Asked, Counterplay, play_back_end
@@ -127,12 +127,15 @@ class FrontEnd:
         program: Its program.
         arrive: Waits for its next connection.
         habits: How it is, as far as known.
+
+    Attributes:
+        habits: Those given.
     """
 
     def __init__(self, program: Program, arrive: Callable[[], Awaitable[Channel]], habits: Habits) -> None:
         self._program = program
         self._arrive = arrive
-        self._habits = habits
+        self.habits = habits
         self._next: Channel | None = None  # it has said something that nobody has read
         self._plays = 0
         self._ran = False  # whether a ring has run
@@ -141,9 +144,9 @@ class FrontEnd:
     @property
     def alive(self) -> bool:
         """Whether it runs, comes again, and still gets far in a conversation."""
-        shallow = len(self._talk) == _SHALLOW and max(self._talk) <= self._habits.later.messages // 2
+        shallow = len(self._talk) == _SHALLOW and max(self._talk) <= self.habits.later.messages // 2
         fresh = self._plays == 0
-        return self._program.alive and not shallow and (fresh or self._habits.parting is Parting.RETURNS)
+        return self._program.alive and not shallow and (fresh or self.habits.parting is Parting.RETURNS)
 
     @property
     def output(self) -> str:
@@ -156,11 +159,11 @@ class FrontEnd:
 
     async def settled(self) -> Footprint | None:
         """What it holds when it has come again after it was answered well."""
-        if self._habits.parting is not Parting.RETURNS:
+        if self.habits.parting is not Parting.RETURNS:
             return None
         if self._plays == 0:
-            await self.play(self._habits.introduction, self._quiet(0.0))
-        if not await self._come(self._habits.absence + UNKNOWN):
+            await self.play(self.habits.introduction, self._quiet(0.0))
+        if not await self._come(self.habits.absence + UNKNOWN):
             return None
         return await self._holds()
 
@@ -182,12 +185,12 @@ class FrontEnd:
         counterplay = await play_back_end(entries, self._accept, Answers(OFFER), quiet=quiet)
         self._plays += 1
         kicked = any(question.said.request == FrontendRequest.SET_VRING_KICK for question in counterplay.asked)
-        begun = not counterplay.closed or len(counterplay.asked) > self._habits.first.messages
+        begun = not counterplay.closed or len(counterplay.asked) > self.habits.first.messages
         self._ran |= kicked and begun
         return counterplay
 
     def _quiet(self, patience: float) -> float:
-        tempo = self._habits.later if self._plays else self._habits.first
+        tempo = self.habits.later if self._plays else self.habits.first
         return max(patience, 2 * tempo.silence)
 
     async def examine(
@@ -197,7 +200,7 @@ class FrontEnd:
         counterplay = await self.play(entries, self._quiet(patience))
         self._talk.append(len(counterplay.asked))
         findings = [*_broken_rules(entries, counterplay)]
-        fatal = await self._fate(entries, counterplay, _BUSY + 10 * self._habits.absence + 2 * patience)
+        fatal = await self._fate(entries, counterplay, _BUSY + 10 * self.habits.absence + 2 * patience)
         if fatal is not None:
             return Examined(counterplay, (fatal, *findings))
         if before is not None and (leak := await self._leak(before)) is not None:
@@ -217,7 +220,7 @@ class FrontEnd:
 
     async def _accept(self) -> Channel:
         """Its next connection. Raises UnreachableError."""
-        within = _STARTING if self._plays == 0 else 3 * self._habits.absence + 1.0
+        within = _STARTING if self._plays == 0 else 3 * self.habits.absence + 1.0
         if not await self._come(within):
             raise UnreachableError(f"no front-end comes within {within:g} s")
         assert self._next is not None
@@ -267,7 +270,7 @@ class FrontEnd:
         last = max(counterplay.played - 1, 0)
         if await self._program.ended(_DYING):
             finding = of_death(await self._program.death(), last)
-            if finding.signature == self._habits.last_words:
+            if finding.signature == self.habits.last_words:
                 return None
         else:
             finding = await self._hang(f"after {request_name(entries, last)} it no longer", within, last)
@@ -277,11 +280,11 @@ class FrontEnd:
         """That it lives and does not keep to its habits; where its first thread is tells one hang from another."""
         death = await self._program.aborted(_DYING + _DUMPING)
         place = death.frames[0] if death is not None and death.frames else "a place unknown"
-        told = f"{words} {self._habits.parting.value} within {within:g} s"
+        told = f"{words} {self.habits.parting.value} within {within:g} s"
         return Finding(Trouble.HANG, f"in {place}", f"{told}\n{death or ''}".rstrip(), last)
 
     async def _is_well(self, within: float) -> bool:
-        match self._habits.parting:
+        match self.habits.parting:
             case Parting.RETURNS:
                 return await self._come(within)
             case Parting.ENDS:
@@ -306,13 +309,21 @@ class FrontEnd:
 
 
 def _broken_rules(entries: Sequence[Entry], counterplay: Counterplay) -> list[Finding]:
-    """The rules of the specification that the front-end broke, each once."""
-    findings: dict[str, Finding] = {}
-    for number, breach in counterplay.breaches:
-        if breach.blame is Side.FRONTEND and breach.rule is not None and statements()[breach.rule].kind == "must":
-            finding = of_breach(breach, number, Trouble.WRONG_REQUEST)
-            findings.setdefault(finding.name, finding)
+    """The rules of the specification that the front-end broke, each once.
+
+    Of the first that its requests break the others may be a consequence: what it said then does not count as done.
+    """
+    first = [(number, breach) for number, breach in counterplay.breaches if breach.blame is Side.FRONTEND][:1]
+    found = [of_breach(breach, number, Trouble.WRONG_REQUEST) for number, breach in first if _is_must(breach)]
+    found += [of_breach(breach, number, Trouble.WRONG_REPLY) for number, breach in counterplay.own_breaches
+              if _is_must(breach)]  # fmt: skip
+    findings = {finding.name: finding for finding in reversed(found)}
     for number in counterplay.missed:
         signature = f"no answer to {request_name(entries, number)}"
         findings.setdefault(signature, Finding(Trouble.WRONG_REPLY, signature, signature, number))
     return list(findings.values())
+
+
+def _is_must(breach: Breach) -> bool:
+    """Whether the specification itself says so."""
+    return breach.rule is not None and statements()[breach.rule].kind == "must"

@@ -97,6 +97,7 @@ class Counterplay:
         asked: What the front-end said.
         own_answers: What it said on the back-end's own channel.
         breaches: Rules that were broken, each with the number of the entry that was done last.
+        own_breaches: Likewise, by the front-end on the back-end's own channel.
         missed: Numbers of the back-end's own requests that were not answered, though the front-end had the time.
         closed: Numbers of the entries after which the front-end closed the connection.
         unreachable: Number of the entry after which no front-end came; None if there always was one.
@@ -106,6 +107,7 @@ class Counterplay:
     asked: list[Asked] = field(default_factory=list)
     own_answers: list[OwnAnswer] = field(default_factory=list)
     breaches: list[tuple[int, Breach]] = field(default_factory=list)
+    own_breaches: list[tuple[int, Breach]] = field(default_factory=list)
     missed: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
     unreachable: int | None = None
@@ -366,13 +368,15 @@ class _Part:
             if spec is not None and isinstance(payload := decode_reply(spec, frame), U64):
                 value = payload.value
         except VhostUserError as error:
-            self._note_breaches((Breach(Side.FRONTEND, error.rule, error.text),))
+            self._note_own_breach(error, error.text)
         if asked is not None:
             self._own_asked.remove(asked)
             if value == 0 and spec is not None and asked.error is not None:
-                text = f"{spec.name} was accepted: {asked.error.text}"
-                self._note_breaches((Breach(Side.FRONTEND, asked.error.rule, text),))
+                self._note_own_breach(asked.error, f"{spec.name} was accepted: {asked.error.text}")
         self.counterplay.own_answers.append(OwnAnswer(self._done, frame.request, value))
+
+    def _note_own_breach(self, error: VhostUserError, text: str) -> None:
+        self.counterplay.own_breaches.append((self._done, Breach(Side.FRONTEND, error.rule, text)))
 
 
 def is_turn(entry: Entry) -> bool:
