@@ -16,6 +16,7 @@ from tests.hostile.conftest import interrupts, victim
 from tests.hostile.victim import DEADLINE, Victim
 from tests.transcript.conversations import answers, asks
 from vhostuser.cli.commands import main
+from vhostuser.transcript.counterpart import PART_OF
 from vhostuser.transcript.entries import Closed, Transcript
 from vhostuser.transcript.file import save
 from vhostuser.transport.endpoints import connect
@@ -87,7 +88,7 @@ async def test_it_stands_in_for_the_back_end(tmp_path: Path, ends: bool) -> None
 
 
 async def test_a_part_of_a_conversation_is_played_to_a_front_end(tmp_path: Path) -> None:
-    part = Transcript((FEATURES, FEATURES, OFFER), offer=(("virtio_features", 0x7), ("vrings", 2)))
+    part = Transcript((FEATURES, FEATURES, OFFER), back_end=PART_OF, offer=(("virtio_features", 0x7), ("vrings", 2)))
     save(part, tmp_path / "finding.jsonl")
     words = ["replay", str(tmp_path / "finding.jsonl"), str(tmp_path / "s"), "--as", "back-end", "--patience", "0.1"]
     with trio.fail_after(DEADLINE), (tmp_path / "out").open("w") as out:

@@ -16,7 +16,7 @@ from vhostuser.session.backend import Offer
 from vhostuser.session.witness import Side
 from vhostuser.transcript.answers import Answers
 from vhostuser.transcript.compare import Difference, compare
-from vhostuser.transcript.counterpart import play_back_end
+from vhostuser.transcript.counterpart import PART_OF, play_back_end
 from vhostuser.transcript.entries import Transcript
 from vhostuser.transcript.file import load
 from vhostuser.transcript.proxy import PATIENT
@@ -84,7 +84,7 @@ def command(
             found = compare(transcript, load(against))
         else:
             assert path is not None
-            if side == Side.BACKEND.value and transcript.offer:
+            if side == Side.BACKEND.value and transcript.back_end == PART_OF:
                 trio.run(_play_part, transcript, path, patience)
                 return
             frontend = side == Side.FRONTEND.value

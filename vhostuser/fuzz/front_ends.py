@@ -23,7 +23,7 @@ from vhostuser.fuzz.misconduct import misled
 from vhostuser.fuzz.target import ENVIRONMENT, LIMITS
 from vhostuser.fuzz.verdict import Examined
 from vhostuser.peer.program import started
-from vhostuser.transcript.counterpart import Asked, Counterplay, is_turn
+from vhostuser.transcript.counterpart import PART_OF, Asked, Counterplay, is_turn
 from vhostuser.transcript.entries import Entry, Said, Transcript, Wrote
 from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import connect, listen
@@ -131,7 +131,7 @@ class FrontEnds:
             "protocol_features": int(OFFER.protocol_features),
             "vrings": OFFER.vrings,
         }
-        return Transcript(entries, back_end="vhostuser fuzz-frontend", scene=scene, offer=tuple(offer.items()))
+        return Transcript(entries, back_end=PART_OF, scene=scene, offer=tuple(offer.items()))
 
 
 def shape_of(request: int | None, acts: Sequence[Entry]) -> Shape:

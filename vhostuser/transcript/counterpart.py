@@ -40,6 +40,10 @@ from vhostuser.wire.requests import BACKEND_REQUESTS, Direction
 Accept = Callable[[], Awaitable[Channel]]
 
 
+PART_OF = "vhostuser fuzz-frontend"
+"""The back-end in the head of a transcript that is no recording: it has the turns to take, and nothing between them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A message of the front-end.
