@@ -5,7 +5,8 @@ whenever its back-end leaves, and when it does not like an answer; before its ri
 
 Faults: ``dies`` of protocol features that nobody knows, ``hangs`` over a memory table that is refused,
 ``leaks`` a descriptor that comes with an answer, ``exits`` when a ring cannot be set up, ``believes`` what stands in a
-used ring, ``agrees`` to all that the back-end asks, ``oversteps`` what was negotiated, ``leaves`` at the end.
+used ring, ``agrees`` to all that the back-end asks, ``oversteps`` what was negotiated, ``leaves`` at the end,
+``hurries`` there.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ def main() -> None:
             try:
                 front_end.start()
                 ran = True
-                front_end.run()
+                if "hurries" not in FAULTS:
+                    front_end.run()
             except BadAnswerError:
                 if not ran:
                     sys.exit("no back-end to work with")

@@ -311,10 +311,11 @@ class FrontEnd:
 def _broken_rules(entries: Sequence[Entry], counterplay: Counterplay) -> list[Finding]:
     """The rules of the specification that the front-end broke, each once.
 
-    Of the first that its requests break the others may be a consequence: what it said then does not count as done.
+    Of its requests only the first counts that breaks one, and that only as long as the back-end broke none: afterwards
+    the two need not agree on what was asked, answered and acknowledged.
     """
-    first = [(number, breach) for number, breach in counterplay.breaches if breach.blame is Side.FRONTEND][:1]
-    found = [of_breach(breach, number, Trouble.WRONG_REQUEST) for number, breach in first if _is_must(breach)]
+    found = [of_breach(breach, number, Trouble.WRONG_REQUEST) for number, breach in counterplay.breaches[:1]
+             if breach.blame is Side.FRONTEND and _is_must(breach)]  # fmt: skip
     found += [of_breach(breach, number, Trouble.WRONG_REPLY) for number, breach in counterplay.own_breaches
               if _is_must(breach)]  # fmt: skip
     findings = {finding.name: finding for finding in reversed(found)}

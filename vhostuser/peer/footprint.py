@@ -59,8 +59,13 @@ class Footprint:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has in use. Raises OSError as :meth:`Footprint.of` does."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory of its own that a process has in use; what it shares, as a guest's memory, is not counted.
+
+    Raises:
+        OSError: as :meth:`Footprint.of`.
+    """
+    in_use, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+    return (in_use - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _is_busy(task: Path) -> bool:

@@ -86,7 +86,7 @@ class Program:
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that it has in use."""
+        """Bytes of memory of its own that it has in use."""
         return resident(self.pid)
 
     async def footprint(self, within: float = 2.0) -> Footprint:

@@ -114,11 +114,11 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """The front-end wrote into guest memory.
+    """The front-end wrote into guest memory; or the back-end did, into a part of a ring.
 
     Attributes:
-        memory: The memory's name.
-        offset: Where in its file, in bytes.
+        memory: The memory's name; where the back-end wrote, the part and the ring: ``used 0`` (``passed``).
+        offset: Where in its file, or behind the part's begin, in bytes.
         data: What; of several, each in turn for `seconds`, while the conversation goes on.
         seconds: 0 for once.
         time: Seconds since the beginning.
@@ -150,7 +150,7 @@ class Saw:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The front-end changed the length of memory that it had passed."""
+    """Who had passed memory changed its length."""
 
     memory: str
     size: int
@@ -159,7 +159,7 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class Signalled:
-    """The front-end wrote to an eventfd or a pipe that it had passed, as it does to kick."""
+    """The front-end wrote to an eventfd or a pipe that it had passed, as it does to kick; or the back-end, to call."""
 
     name: str
     time: float = 0.0

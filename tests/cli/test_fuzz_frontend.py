@@ -1,0 +1,56 @@
+"""``vhostuser fuzz-frontend`` as a program: what it prints, and its status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.fuzz.test_front_end import GULLIBLE
+from vhostuser.cli.commands import main
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["fuzz-frontend", *words])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("faults", "status", "told"),
+    [("hurries leaves", 0, "nothing was found"), ("hurries leaves oversteps", 1, "VU-NEG-6")],
+)
+def test_what_was_found_is_told_without_colours_and_as_json(
+    tmp_path: Path, faults: str, status: int, told: str
+) -> None:
+    command = f"{sys.executable} -I -S {GULLIBLE} {{socket}} {faults}"
+    words = ["--spawn", command, "--duration", "1", "--findings", str(tmp_path), "--json", str(tmp_path / "report")]
+    code, output = run(*words, "--patience", "0.1")
+    assert (code, told in output, "\x1b" in output) == (status, True, False), output
+    assert "1 front-ends" in output or "front-ends, " in output
+    report = json.loads((tmp_path / "report").read_text())
+    assert [finding["signature"] for finding in report["findings"]] == (["VU-NEG-6"] if status else [])
+    assert all(finding["confirmed"] == "3 of 3" for finding in report["findings"])
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "Missing option '--spawn'"),
+        (["--spawn", "cat"], "{socket} has to stand where the path of the socket belongs"),
+        (["--spawn", "true {socket}"], "the front-end says nothing"),
+        (["--spawn", "true {socket}", "--connect"], "it ended before it listened"),
+        (["--spawn", "true {socket}", "--duration", "0"], "0 is not in the range"),
+    ],
+)
+def test_what_cannot_be_fuzzed_is_told_in_one_sentence(words: list[str], complaint: str) -> None:
+    code, output = run(*words)
+    assert (code, complaint in output) == (2, True), output
+
+
+def test_its_help_has_an_example() -> None:
+    code, output = run("--help")
+    assert code == 0
+    assert "Example: vhostuser fuzz-frontend" in output
