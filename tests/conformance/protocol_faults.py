@@ -57,7 +57,7 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 SESSION,
                 "if message.spec is None:\n            raise UnsupportedRequestError",
                 "if message.spec is None:\n            raise FramingError",
-                "request 0 .* the connection was closed",
+                "the connection was closed",
             ),
             Fault(
                 "payloads.the_word_of_a_descriptor",
