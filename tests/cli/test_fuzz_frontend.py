@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.fuzz.test_front_end import GULLIBLE
+from tests.fuzz.front_ends import GULLIBLE
 from vhostuser.cli.commands import main
 
 

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from tests.fuzz.test_front_end import cue, gullible, refused
+from tests.fuzz.front_ends import cue, gullible, refused
 from vhostuser.fuzz.campaign import Campaign, Progress, Settings
 from vhostuser.fuzz.conduct import Way
 from vhostuser.fuzz.establish import CONFIRMATIONS, Found
