@@ -41,6 +41,7 @@ R = FrontendRequest
 OFFER = Offer(VhostFeature.PROTOCOL_FEATURES | 1 << 32, P.REPLY_ACK | P.BACKEND_REQ | P.SHARED_OBJECT | P.MQ, 2)
 BIT = int(VhostFeature.PROTOCOL_FEATURES)
 QUIET = 0.05
+pytestmark = pytest.mark.usefixtures("autojump_clock")  # silence takes no time, and a busy machine is not silent
 REPLY, NEED_REPLY = 5, 9
 
 FrontEndPart = Callable[[Channel], Awaitable[None]]

@@ -55,6 +55,7 @@ _DUMPING = 2.0  # seconds more for the core of one that hangs
 _LEAVING = 0.3  # seconds for a front-end to let go of a connection
 _LOOK = 0.005  # seconds between two looks at what it holds
 _COLD = 0.25  # of all targets are told something wrong from their first message on
+_AT_ONCE = 0.1  # seconds that a busy machine may put between two messages that come at once
 _MOST = 0.8  # of all messages of a conversation: what follows is not waited for
 _SHALLOW = 6  # conversations in a row that do not get far, before a target is exchanged
 
@@ -84,7 +85,7 @@ class Tempo:
         """That of one that went to its end."""
         times = [0.0, *(question.said.time for question in asked)]
         gaps = [later - earlier for earlier, later in pairwise(times)]
-        for silence in sorted(gaps):
+        for silence in sorted(max(gap, _AT_ONCE) for gap in gaps):
             messages = next((at for at, gap in enumerate(gaps) if gap > silence), len(gaps))
             if messages >= _MOST * len(gaps):
                 return cls(silence, messages)
