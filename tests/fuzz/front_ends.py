@@ -1,4 +1,4 @@
-"""Front-ends whose faults are known, for campaigns against them."""
+"""Front-ends whose faults are known, and what they are told."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from vhostuser.wire.codec import encode_ack
 GULLIBLE = Path(__file__).with_name("gullible.py")
 
 
+def command(*faults: str) -> str:
+    """The command line of a front-end with these faults."""
+    return f"{sys.executable} -I -S {GULLIBLE} {{socket}} {' '.join(faults)}"
+
+
 def gullible(*faults: str) -> FrontEnds:
-    """A front-end with these faults."""
-    return FrontEnds(f"{sys.executable} -I -S {GULLIBLE} {{socket}} {' '.join(faults)}", asking=0.2)
+    """Such front-ends, for a campaign."""
+    return FrontEnds(command(*faults), asking=0.4)
 
 
 def cue(request: int, answer: str | None = None) -> Said:

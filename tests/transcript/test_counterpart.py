@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ R = FrontendRequest
 OFFER = Offer(VhostFeature.PROTOCOL_FEATURES | 1 << 32, P.REPLY_ACK | P.BACKEND_REQ | P.SHARED_OBJECT | P.MQ, 2)
 BIT = int(VhostFeature.PROTOCOL_FEATURES)
 QUIET = 0.05
+pytestmark = pytest.mark.usefixtures("autojump_clock")  # silence takes no time, and a busy machine is not silent
 REPLY, NEED_REPLY = 5, 9
 
 FrontEndPart = Callable[[Channel], Awaitable[None]]
@@ -350,6 +352,13 @@ async def test_its_own_requests_are_judged_by_what_was_acknowledged(
     assert bool(counterplay.missed) is missed
     assert [breach.rule for _, breach in counterplay.own_breaches] == rules
     assert [answer.value for answer in counterplay.own_answers] == ([] if replied is None else [replied])
+
+
+async def test_who_breaks_a_rule_on_its_own_channel_cannot_expect_answers_there() -> None:
+    asked, broken = own(BackendRequest.SHARED_OBJECT_ADD, OBJECT), own(BackendRequest.CONFIG_CHANGE_MSG)
+    for more in ([broken], [replace(asked, size=5000)]):
+        entries = [cue(R.GET_FEATURES), cue(R.GET_FEATURES, "reply"), asked, *more]
+        assert (await played(entries, with_own_channel(OWN | P.SHARED_OBJECT, lambda frame: None))).missed == []
 
 
 async def test_an_answer_that_is_none_is_a_breach() -> None:

@@ -55,6 +55,7 @@ _DUMPING = 2.0  # seconds more for the core of one that hangs
 _LEAVING = 0.3  # seconds for a front-end to let go of a connection
 _LOOK = 0.005  # seconds between two looks at what it holds
 _COLD = 0.25  # of all targets are told something wrong from their first message on
+_AT_ONCE = 0.1  # seconds that a busy machine may put between two messages that come at once
 _MOST = 0.8  # of all messages of a conversation: what follows is not waited for
 _SHALLOW = 6  # conversations in a row that do not get far, before a target is exchanged
 
@@ -84,7 +85,7 @@ class Tempo:
         """That of one that went to its end."""
         times = [0.0, *(question.said.time for question in asked)]
         gaps = [later - earlier for earlier, later in pairwise(times)]
-        for silence in sorted(gaps):
+        for silence in sorted(max(gap, _AT_ONCE) for gap in gaps):
             messages = next((at for at, gap in enumerate(gaps) if gap > silence), len(gaps))
             if messages >= _MOST * len(gaps):
                 return cls(silence, messages)
@@ -137,6 +138,8 @@ class FrontEnd:
         self._arrive = arrive
         self.habits = habits
         self._next: Channel | None = None  # it has said something that nobody has read
+        self._came = False  # whether it ever came
+        self._lost = False  # whether it did not come when it should have
         self._plays = 0
         self._ran = False  # whether a ring has run
         self._talk = deque[int](maxlen=_SHALLOW)
@@ -145,8 +148,8 @@ class FrontEnd:
     def alive(self) -> bool:
         """Whether it runs, comes again, and still gets far in a conversation."""
         shallow = len(self._talk) == _SHALLOW and max(self._talk) <= self.habits.later.messages // 2
-        fresh = self._plays == 0
-        return self._program.alive and not shallow and (fresh or self.habits.parting is Parting.RETURNS)
+        returns = self._plays == 0 or (self.habits.parting is Parting.RETURNS and not self._lost)
+        return self._program.alive and returns and not shallow
 
     @property
     def output(self) -> str:
@@ -220,11 +223,11 @@ class FrontEnd:
 
     async def _accept(self) -> Channel:
         """Its next connection. Raises UnreachableError."""
-        within = _STARTING if self._plays == 0 else 3 * self.habits.absence + 1.0
+        within = 3 * self.habits.absence + 1.0 if self._came else _STARTING
         if not await self._come(within):
             raise UnreachableError(f"no front-end comes within {within:g} s")
         assert self._next is not None
-        channel, self._next = self._next, None
+        channel, self._next, self._came = self._next, None, True
         return channel
 
     async def _come(self, within: float) -> bool:
@@ -267,20 +270,18 @@ class FrontEnd:
         """Whether it keeps to its habits, and what happened to it if not."""
         if await self._is_well(within):
             return None
-        last = max(counterplay.played - 1, 0)
-        if await self._program.ended(_DYING):
-            finding = of_death(await self._program.death(), last)
-            if finding.signature == self.habits.last_words:
-                return None
-        else:
-            finding = await self._hang(f"after {request_name(entries, last)} it no longer", within, last)
-        return finding if self._ran or finding.trouble is Trouble.CRASH else None
+        self._lost, last = True, max(counterplay.played - 1, 0)
+        if not await self._program.ended(_DYING):
+            told = f"after {request_name(entries, last)} it no longer {self.habits.parting.value} within {within:g} s"
+            return await self._hang(told, last) if self._ran else None
+        finding = of_death(await self._program.death(), last)
+        orderly = finding.signature == self.habits.last_words or not self._ran
+        return None if orderly and finding.trouble is Trouble.EXIT else finding
 
-    async def _hang(self, words: str, within: float, last: int) -> Finding:
+    async def _hang(self, told: str, last: int) -> Finding:
         """That it lives and does not keep to its habits; where its first thread is tells one hang from another."""
         death = await self._program.aborted(_DYING + _DUMPING)
         place = death.frames[0] if death is not None and death.frames else "a place unknown"
-        told = f"{words} {self.habits.parting.value} within {within:g} s"
         return Finding(Trouble.HANG, f"in {place}", f"{told}\n{death or ''}".rstrip(), last)
 
     async def _is_well(self, within: float) -> bool:

@@ -111,7 +111,9 @@ class FrontEnds:
         return self._avoided.isdisjoint({shape, shape_of(None, acts)}) or random.random() >= left_out
 
     def learn(self, entries: tuple[Entry, ...], examined: Examined[Counterplay]) -> set[tuple[object, ...]]:
-        """Count what a conversation did, and remember how it went."""
+        """Count what a conversation did, and remember how it went; what ended a front-end is found often enough."""
+        if examined.fatal:
+            self.avoid(entries[: examined.performance.played])
         self._courses[entries] = tuple(examined.performance.asked)
         if len(self._courses) > _COURSES:
             self._courses.pop(next(iter(self._courses)))

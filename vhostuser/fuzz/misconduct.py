@@ -40,7 +40,7 @@ from vhostuser.wire.requests import FrontendRequest as R
 
 _PLACES = 4  # where something is wrong, at most
 _IF_ANSWERED = 3  # how often one at a message that is answered, for one at another
-_TRIES = 30  # to find something that can be done at a place
+_TRIES = 100  # to find something that can be done at a place
 _PAUSES = (0.02, 0.2, 0.7)
 _OBJECTS = (bytes(16), bytes(15) + b"\x01", bytes([255] * 16))
 _PAGE = 4096

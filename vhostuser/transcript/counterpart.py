@@ -102,7 +102,8 @@ class Counterplay:
         own_answers: What it said on the back-end's own channel.
         breaches: Rules that were broken, each with the number of the entry that was done last.
         own_breaches: Likewise, by the front-end on the back-end's own channel.
-        missed: Numbers of the back-end's own requests that were not answered, though the front-end had the time.
+        missed: Numbers of the back-end's own requests that were not answered, though the front-end had the time and the
+            back-end broke no rule on that channel.
         closed: Numbers of the entries after which the front-end closed the connection.
         unreachable: Number of the entry after which no front-end came; None if there always was one.
         played: How many entries were done.
@@ -176,6 +177,7 @@ class _Part:
         self._witness = Witness()
         self._own: Channel | None = None
         self._own_asked: list[_OwnRequest] = []
+        self._own_honest = True  # as long as it broke no rule there, it can expect answers
         self.answers.connect()
         failure = None
         with Passed() as self._passed:
@@ -209,7 +211,7 @@ class _Part:
 
     def _end_quietly(self) -> None:
         """The front-end has nothing more to say: that is as good as if it closed."""
-        self.counterplay.missed += [own.number for own in self._own_asked if own.due]
+        self.counterplay.missed += [own.number for own in self._own_asked if own.due and self._own_honest]
         if isinstance(self._coming, Closed):
             self.counterplay.played += 1
             self._over = True
@@ -334,6 +336,7 @@ class _Part:
         frame = self._frame(said)
         if said.whole:
             self._own_asked.append(self._own_request(frame))
+        self._own_honest &= said.whole and self._own_asked[-1].error is None
         await _send(self._own, said, frame)
 
     def _own_request(self, frame: Frame) -> _OwnRequest:
@@ -355,6 +358,7 @@ class _Part:
             sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd.detach()))
         self._own = Channel(sock, self._channel.limits)
         self._own_asked.clear()
+        self._own_honest = True
         self._nursery.start_soon(self._hear_own, self._own)
 
     async def _hear_own(self, channel: Channel) -> None:
