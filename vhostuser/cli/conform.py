@@ -30,7 +30,7 @@ from vhostuser.transcript.file import save
 @click.command("conform")
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--spawn", metavar="COMMAND", help="Start a back-end for each check; {socket} stands for its path.")
-@click.option("--keep", is_flag=True, help="Keep the one that was started until a check fails: faster.")
+@click.option("--keep", is_flag=True, help="Keep those that were started until a check fails: faster.")
 @click.option(
     "--device",
     type=click.Choice(list(DEVICES)),
@@ -60,7 +60,7 @@ from vhostuser.transcript.file import save
     default=2 * (os.cpu_count() or 1),
     show_default="two a processor",
     metavar="N",
-    help="With --spawn: how many back-ends at a time.",
+    help="With --spawn: how many back-ends at a time; 1 for one that polls.",
 )
 @click.option(
     "--patience",
@@ -152,7 +152,7 @@ class _Run:
     def told(self, total: int, result: Result) -> None:
         self._done += 1
         failed = result.outcome is Outcome.FAIL
-        quirk = next((quirk.text for quirk in self._quirks if failed and quirk.explains(result)), "")
+        quirk = next((f"{quirk.name}: {quirk.text}" for quirk in self._quirks if failed and quirk.explains(result)), "")
         self._report.add(result, quirk, self._saved(result))
         if self._status is not None:
             failures = self._report.counts[Verdict.FAIL]

@@ -80,7 +80,9 @@ async def offer_of(target: Target, device: Device, patience: Patience) -> Offer:
             if virtio & VhostFeature.PROTOCOL_FEATURES:
                 protocol = await connection.value(FrontendRequest.GET_PROTOCOL_FEATURES)
             probe.offer = Offer(virtio, protocol)
-            return Offer(virtio, protocol, await _echoes(probe))
+            offer = Offer(virtio, protocol, await _echoes(probe))
+            back_end.spoiled = False
+            return offer
         finally:
             probe.close()
 
@@ -143,12 +145,10 @@ async def run_check(
     begin = trio.current_time()
     async with target.back_end() as back_end:
         result = await _run_at(back_end, check, device, offer, patience)
-    if result.outcome is Outcome.FAIL:
-        await target.failed()
+        back_end.spoiled = result.outcome is Outcome.FAIL
     result = replace(result, seconds=trio.current_time() - begin)
     if again and result.transcript is not None:
         otherwise = await goes_otherwise(target, result.transcript.entries, result.harm, patience)
-        await target.failed()
         result = replace(result, otherwise=otherwise)
     return result
 
