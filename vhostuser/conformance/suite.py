@@ -121,15 +121,15 @@ async def run_checks(
         jobs: How many run at a time; one where they share a back-end.
         again: Whether what fails is played once more.
     """
-    limit = trio.CapacityLimiter(1 if target.shared else jobs)
+    left = iter(sorted(checks, key=lambda check: not check.slow))
 
-    async def run(check: Check) -> None:
-        async with limit:
+    async def work() -> None:
+        for check in left:
             told(await run_check(target, check, device, offer, patience, again=again))
 
     async with trio.open_nursery() as nursery:
-        for check in sorted(checks, key=lambda check: not check.slow):
-            nursery.start_soon(run, check)
+        for _ in range(1 if target.shared else jobs):
+            nursery.start_soon(work)
 
 
 async def run_check(
