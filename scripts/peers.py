@@ -59,7 +59,8 @@ PEERS = {
         "DPDK net_vhost",
         ("dpdk-testpmd", "--version"),
         "dpdk-testpmd --no-huge -m 256 --no-pci --no-shconf --no-telemetry -l 0,1 "
-        "--vdev=net_vhost0,iface={socket},queues=1 --vdev=net_null0 -- -i -a --total-num-mbufs=4096",
+        "--vdev=net_vhost0,iface={socket},queues=1 "
+        "-- -i -a --forward-mode=io --port-topology=loop --total-num-mbufs=4096",
         known="dpdk",
     ),
     "ours": Peer(

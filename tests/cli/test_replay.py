@@ -86,6 +86,22 @@ async def test_it_stands_in_for_the_back_end(tmp_path: Path, ends: bool) -> None
     assert lines[:3] == ["SET_OWNER (entry 3, entry 2)", "  recorded  SET_OWNER", "  now       SET_OWNER need_reply"]
 
 
+async def test_a_part_of_a_conversation_is_played_to_a_front_end(tmp_path: Path) -> None:
+    part = Transcript((FEATURES, FEATURES, OFFER), offer=(("virtio_features", 0x7), ("vrings", 2)))
+    save(part, tmp_path / "finding.jsonl")
+    words = ["replay", str(tmp_path / "finding.jsonl"), str(tmp_path / "s"), "--as", "back-end", "--patience", "0.1"]
+    with trio.fail_after(DEADLINE), (tmp_path / "out").open("w") as out:
+        command = [sys.executable, "-m", "vhostuser", *words]
+        process = await trio.lowlevel.open_process(command, stdout=out, stderr=out)
+        async with await connect(tmp_path / "s") as channel:
+            for word in (0x7, 0x1, 0x1):
+                await channel.send(FEATURES.frame())
+                assert int.from_bytes((await channel.receive()).payload, "little") == word
+            assert await process.wait() == 0
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert lines[1:] == ["played 3 of 3 entries"]
+
+
 def test_two_recordings_are_compared(tmp_path: Path) -> None:
     one, other = saved(tmp_path / "one", FEATURES, OFFER, OWNER), saved(tmp_path / "other", FEATURES, OFFER, STATUS)
     result = CliRunner().invoke(main, ["replay", one, "--against", other])

@@ -211,7 +211,7 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 DEVICE,
                 "net.consistent(wanted & ~int(port.unsupported) & ~remove)",
                 "wanted & ~int(port.unsupported) & ~remove & ~int(net.NetFeature.GUEST_CSUM)",
-                "GUEST_TSO4 is offered, without",
+                "GUEST_TSO4 is offered without GUEST_CSUM",
             ),
             Fault(
                 "net_sending.several_pairs_and_no_control_queue",

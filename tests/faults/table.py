@@ -265,14 +265,10 @@ FAULTS = [
         "virtio/ring.py",
         (
             (
-                "        self.log.place(memory, self.desc, self.device)\n",
+                "        self.log.place(self.memory, self.desc, self.device)\n",
                 "        rows = list(self.writes_to.rows)\n"
                 "        pairs = sorted(zip(rows[2::3], rows[::3], strict=True))\n"
-                '        self.writes_to.hosts = array("Q", [number for pair in pairs for number in pair])\n'
-                "        self.log.place(self.writes_to, self.desc, self.device)\n",
-            ),
-            (
-                "        self.log.place(self.memory, self.desc, self.device)\n",
+                "        self.writes_to._find_by(pairs)\n"
                 "        self.log.place(self.writes_to, self.desc, self.device)\n",
             ),
         ),

@@ -73,7 +73,7 @@ async def test_every_request(spec: RequestSpec, answer: str, fds: int, memory: G
     number = R(spec.number)
     payload, lent = PAYLOADS[spec.payload] if spec.payload else None, memory.fds()[:fds]
     own = PAYLOADS[spec.reply_payload] if spec.reply_payload else None
-    if spec.refusal:
+    if spec.refusal and spec.reply_payload is U64:
         own = U64(0)  # such a reply is an acknowledgement in all but name
     async with connected(keep={number}) as (front_end, back_end):
         if answer == "own reply":

@@ -15,11 +15,12 @@ from tests.rig.netns import Netns
 from tests.rig.process import wait_until
 from tests.rig.qemu import Qemu, VhostUserNic
 from tests.rig.testpmd import Testpmd, vhost_back_end, virtio_user
-from tests.rig.trace import Trace, replay
+from tests.rig.trace import StandIn, Trace, replay
 
 pytestmark = pytest.mark.guest
 
 NOTHING = "no difference\n"
+RECORDING = Path(__file__).parents[2] / "protocol-spec" / "transcripts" / "dpdk2211-virtio-user-split-both-sides.jsonl"
 
 
 def altered(record: Path) -> tuple[Path, str]:
@@ -73,3 +74,15 @@ def test_dpdk_behind_a_trace_in_front_of_dpdk(image: GuestImage, echo: Path) -> 
             front_end.stop_forwarding()
         trace.finish()
         check_replays(trace.record, echo)
+
+
+def test_dpdk_in_front_of_a_stand_in(image: GuestImage) -> None:
+    """It does again what it was recorded to do, and is answered as then."""
+    with StandIn(RECORDING) as back_end:
+        with Testpmd([virtio_user(back_end.socket)]) as front_end:
+            front_end.forward("flowgen")
+            front_end.stop_forwarding()
+            front_end.command("port stop 0")
+            front_end.command("port start 0")
+        assert back_end.program.wait() == 0, back_end.program.output
+        assert back_end.program.output.endswith(NOTHING)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
 from vhostuser.peer.program import ProgramError, started
-from vhostuser.transport.endpoints import connect
+from vhostuser.transport.endpoints import connect, listen
 
 LISTENING = """
 import socket, sys, time
@@ -63,6 +64,19 @@ async def test_a_traceback_is_a_signature_too() -> None:
     dies = LISTENING + "def deep(): raise KeyError(1)\ndeep()"
     async with started(command(dies), listens=False) as program:
         assert (await program.death()).signature == "exit status 1: KeyError in deep"
+
+
+async def test_one_that_is_stuck_is_aborted_to_see_where(tmp_path: Path) -> None:
+    connects = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
+    async with (
+        await listen(tmp_path / "s") as endpoint,
+        started(command(connects), path=tmp_path / "s", listens=False) as program,
+        await endpoint.accept(),
+    ):
+        death = await program.aborted(5.0)
+    assert death is not None
+    assert death.cause == "SIGABRT"
+    assert death.frames, "gdb found no frame in the core"
 
 
 @pytest.mark.parametrize(

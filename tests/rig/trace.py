@@ -48,6 +48,33 @@ class Trace(Closing):
         self._folder.cleanup()
 
 
+class StandIn(Closing):
+    """A replay that stands in for a recorded back-end.
+
+    Attributes:
+        program: its process.
+        socket: where it waits for front-ends.
+    """
+
+    def __init__(self, record: Path) -> None:
+        """Start it and wait until it listens. Raises RigError."""
+        self._folder = tempfile.TemporaryDirectory(prefix="vhu-stand-in-")
+        folder = Path(self._folder.name)
+        self.socket = folder / "vhost.sock"
+        argv = [*_VHOSTUSER, "replay", str(record), str(self.socket), "--as", "back-end"]
+        self.program = Program(argv, folder / "replay.log")
+        try:
+            self.program.wait_for_output("listening at", 20)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End it."""
+        self.program.stop()
+        self._folder.cleanup()
+
+
 def replay(record: Path, socket: Path, *options: str) -> str:
     """What ``vhostuser replay`` reports; it may find differences. Raises RigError when it cannot be played."""
     argv = [*_VHOSTUSER, "replay", str(record), str(socket), *options]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import pty
+import sys
 import tempfile
 import tty
 from pathlib import Path
 
+from tests.rig import small_registers
 from tests.rig.agent import Agent, GuestJob
 from tests.rig.image import GuestImage
 from tests.rig.netns import parse_snmp
@@ -37,6 +39,7 @@ class Uml(Closing):
             RigError: it ended, or the guest did not come up.
         """
         self._folder = tempfile.TemporaryDirectory(prefix="vhu-uml-")
+        small = small_registers.needed()
         ours, theirs = pty.openpty()
         tty.setraw(theirs)
         self.agent = Agent(ours)
@@ -44,9 +47,11 @@ class Uml(Closing):
             [
                 # it starts helper processes that outlive it; in a process namespace they end with it
                 *("unshare", "--pid", "--fork", "--kill-child"),
+                *((sys.executable, small_registers.__file__) if small else ()),
                 *(image.uml, f"mem={memory}M", f"initrd={image.initramfs}", "quiet", "console=tty0"),
                 *("con=null", "con0=null,fd:1", "ssl=null", f"ssl1=tty:{os.ttyname(theirs)}"),
                 f"virtio_uml.device={socket}:{NETWORK_DEVICE}",
+                *((small_registers.NOTHING_ABOVE_SSE,) if small else ()),
             ],
             Path(self._folder.name) / "console.log",
             # guest memory is a file there, which must allow executable mappings

@@ -38,8 +38,8 @@ FAULTS = {
         "            self.log.device_area(4 + 8 * self.num if self.event_idx else 0, 2)",
         "            pass",
     ),
-    "packed descriptor": ("packed", "dirty", "            self.mark(self.desc + offset, length)", "            pass"),
-    "device event": ("packed", "dirty", "            self.mark(self.device + offset, length)", "            pass"),
+    "packed descriptor": ("packed", "dirty", "            self.area(self.desc + offset, length)", "            pass"),
+    "device event": ("packed", "dirty", "            self.area(self.device + offset, length)", "            pass"),
     "rng buffer": ("rng", "ring", "            self.log_chain(i, self.written[i])", "            pass"),
 }
 

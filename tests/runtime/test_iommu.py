@@ -17,8 +17,8 @@ from vhostuser.errors import ConnectionClosedError
 from vhostuser.fds import OwnedFd
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.features import DriverFeature
-from vhostuser.frontend.iommu import IOVA_BASE, PAGE, Iommu, IommuRam
-from vhostuser.frontend.memory import MIB, RamRegion
+from vhostuser.frontend.iommu import IOVA_BASE, PAGE, Iommu, IommuRam, ScatteredRam
+from vhostuser.frontend.memory import MIB, USERSPACE_BASE, RamRegion
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.layout import IOMMU_READ, IOMMU_WRITE
@@ -61,8 +61,10 @@ async def guarded(
     granule: int = PAGE,
     serve: bool = True,
     protocol_features: ProtocolFeature = PROTOCOL,
+    ram: type[IommuRam] = IommuRam,
+    size: int = 64,
 ) -> AsyncIterator[Guarded]:
-    with IommuRam() as memory:
+    with ram() as memory:
         async with await victim.connect() as front_end, trio.open_nursery() as nursery:
             with trio.fail_after(DEADLINE):
                 features = FEATURES | DriverFeature.RING_PACKED * packed
@@ -73,7 +75,7 @@ async def guarded(
                 if serve:
                     nursery.start_soon(iommu.run)
                 await front_end.set_mem_table(memory)
-                with await NetDriver.open_pair(front_end, size=64) as driver:
+                with await NetDriver.open_pair(front_end, size=size) as driver:
                     yield Guarded(victim, front_end, memory, iommu, driver, nursery)
             nursery.cancel_scope.cancel()
 
@@ -135,6 +137,25 @@ async def test_a_withdrawn_buffer_is_read_at_its_new_place(victim: Victim) -> No
         await session.front_end.request(R.IOTLB_MSG, Iotlb(page, PAGE, uaddr, IOMMU_READ, IotlbType.UPDATE))
         driver.tx.kick(force=True)
         assert await victim.port.receive() == frame_of(1)
+
+
+@pytest.mark.proves("VU-IOTLB-3", "VU-IOTLB-14")
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+async def test_a_large_ring_whose_pages_lie_anywhere(victim: Victim, packed: bool) -> None:
+    """A page of it that is moved is used at its new place from the moment on at which its withdrawal is answered."""
+    async with guarded(victim, packed, ram=ScatteredRam, size=1024) as session:
+        driver, memory = session.driver, session.memory
+        assert isinstance(memory, ScatteredRam)
+        await exchange(victim, driver, 40)
+        for ring in (driver.rx, driver.tx):
+            page, other = (ring.desc_addr & -PAGE) + PAGE, memory.alloc(PAGE, PAGE)
+            memory.write(other, memory.read(page, PAGE))
+            memory.swap(page, other)
+            session.iommu.misses.clear()
+            await session.iommu.invalidate(page, PAGE)
+            memory.write(other, b"\xff" * PAGE)
+            await exchange(victim, driver, 140)
+            assert page // PAGE in [iova // PAGE for iova, _ in session.iommu.misses]
 
 
 @pytest.mark.proves("VU-IOTLB-8")
@@ -263,10 +284,21 @@ async def test_translations_end_with_the_last_ring(victim: Victim) -> None:
 
 
 @pytest.mark.proves("VU-IOTLB-13")
+@pytest.mark.parametrize(
+    ("ram", "size", "rounds"), [(IommuRam, 64, 3), (ScatteredRam, 1024, 270)], ids=["small", "large"]
+)
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-async def test_the_log_is_by_guest_physical_address(victim: Victim, packed: bool) -> None:
-    async with guarded(victim, packed) as session:
+async def test_the_log_is_by_guest_physical_address(
+    victim: Victim, packed: bool, ram: type[IommuRam], size: int, rounds: int
+) -> None:
+    async with guarded(victim, packed, ram=ram, size=size) as session:
         driver, front_end = session.driver, session.front_end
+        first, size_of = ("desc_addr", 16) if packed else ("used_addr", 8)
+        begins = [getattr(ring, first) for ring in (driver.rx, driver.tx)]
+
+        def page(iova: int) -> int:
+            return (session.memory.userspace_addr(iova) - USERSPACE_BASE - IOVA_BASE) // PAGE
+
         with OwnedFd(os.memfd_create("log")) as fd:
             os.ftruncate(fd.fileno(), LOG_SIZE)
             await front_end.request(R.SET_LOG_BASE, Log(LOG_SIZE, 0), [fd.fileno()])
@@ -274,16 +306,15 @@ async def test_the_log_is_by_guest_physical_address(victim: Victim, packed: bool
             for ring in (driver.rx, driver.tx):
                 await front_end.request(R.SET_VRING_ADDR, front_end.vring_addr(ring, ring.used_addr))
             buffers = set(driver._rx_lent.values())
-            await exchange(victim, driver, 3)
+            await exchange(victim, driver, rounds)
             log = os.pread(fd.fileno(), LOG_SIZE, 0)
         logged = {8 * i + bit for i, byte in enumerate(log) if byte for bit in range(8) if byte >> bit & 1}
-        written = {
-            (address - IOVA_BASE) // PAGE for address in buffers if session.memory.read(address, 2048).strip(b"\0")
-        }
+        written = {page(address) for address in buffers if session.memory.read(address, 2048).strip(b"\0")}
         assert written
         assert written <= logged
-        touched = {ring.desc_addr if packed else ring.used_addr for ring in (driver.rx, driver.tx)}
-        assert {(address - IOVA_BASE) // PAGE for address in touched} <= logged
+        touched = {page(begin + size_of * at) for begin in begins for at in range(rounds)}
+        assert touched <= logged
+        assert rounds == 3 or len(touched) > len(begins)
         assert max(logged) < (1 << 32) // PAGE, "no page that the guest does not have"
 
 

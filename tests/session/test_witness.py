@@ -220,6 +220,19 @@ def test_an_acknowledgement_that_nobody_asked_for(trial: Trial) -> None:
     assert without.ack(R.SET_OWNER) == ["VU-REP-3"]
 
 
+def test_features_that_end_acknowledgements_are_acknowledged_or_not(trial: Trial) -> None:
+    """The specification leaves it open; that those which begin them are, is a choice."""
+    for word, answers in ((0, True), (P.REPLY_ACK, True), (0, False)):
+        assert trial.ask(R.SET_PROTOCOL_FEATURES, U64(word), need_reply=True) == []
+        assert trial.witness.unanswered == bool(word)
+        if answers:
+            assert trial.ack(R.SET_PROTOCOL_FEATURES) == []
+    assert trial.ask(R.SET_OWNER, need_reply=True) == []
+    assert trial.ack(R.SET_OWNER) == ["VU-REP-3"]
+    assert trial.ask(R.SET_PROTOCOL_FEATURES, U64(P.REPLY_ACK), need_reply=True) == trial.ask(R.GET_FEATURES) == []
+    assert trial.reply(R.GET_FEATURES, U64(F.PROTOCOL_FEATURES)) == ["VU-REP-4"]
+
+
 def test_an_answer_that_comes_twice(trial: Trial) -> None:
     trial.ask(R.SET_OWNER, need_reply=True)
     trial.ask(R.GET_FEATURES)

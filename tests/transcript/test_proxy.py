@@ -239,6 +239,17 @@ async def test_a_side_that_leaves_while_the_other_does_not_read() -> None:
         await ends.over.wait()
 
 
+async def test_when_both_have_left_one_of_them_is_told() -> None:
+    """Each is found to be gone by sending it what the other had said."""
+    async with joined() as ends:
+        for _ in range(20):
+            await ends.front_end.send(Frame(R.SET_OWNER, 1))
+            await ends.back_end.send(Frame(R.SET_OWNER, 5))
+        ends.front_end.close()
+        ends.back_end.close()
+    assert len(ends.ended) == 1
+
+
 # ---- the back-end's own channel ------------------------------------------------------------------------------------
 
 

@@ -161,19 +161,20 @@ def test_a_new_memory_table_keeps_what_it_still_has(shared: tuple[GuestRam, Gues
     fewer.close()
 
 
-def test_ring_addresses(shared: tuple[GuestRam, GuestMemory]) -> None:
+def test_the_pieces_of_a_ring(shared: tuple[GuestRam, GuestMemory]) -> None:
     ram, memory = shared
     told = ram.userspace_addr
     table = Iotlb(memory).updated(IOVA, PAGE, told(0x3000), IOMMU_READ).updated(IOVA + PAGE, PAGE, told(0x4000), BOTH)
-    assert table.ring_address(IOVA + 16, 2 * PAGE - 16, IOMMU_READ, "it") == host(memory, 0x3010)
+    [piece] = table.ring_pieces(IOVA + 16, 2 * PAGE - 16, IOMMU_READ, "it")
+    assert piece == (host(memory, 0x3010), 2 * PAGE - 16)
     with pytest.raises(MemoryAccessError, match="permission 2 is needed, it has 1"):
-        table.ring_address(IOVA + 16, 2 * PAGE - 16, IOMMU_WRITE, "it")
+        table.ring_pieces(IOVA + 16, 2 * PAGE - 16, IOMMU_WRITE, "it")
     with pytest.raises(IotlbMissError) as miss:
-        table.ring_address(IOVA + 16, 3 * PAGE, IOMMU_READ, "it")
+        table.ring_pieces(IOVA + 16, 3 * PAGE, IOMMU_READ, "it")
     assert (miss.value.iova, miss.value.perm) == (IOVA + 2 * PAGE, IOMMU_READ)
     apart = table.updated(IOVA + PAGE, PAGE, told(0x8000), BOTH)
-    with pytest.raises(MemoryAccessError, match="do not lie side by side"):
-        apart.ring_address(IOVA, 2 * PAGE, IOMMU_READ, "it")
+    pieces = apart.ring_pieces(IOVA + 16, 2 * PAGE - 32, IOMMU_READ, "it")
+    assert pieces == ((host(memory, 0x3010), PAGE - 16), (host(memory, 0x8000), PAGE - 16))
 
 
 # ---- rings -----------------------------------------------------------------------------------------------------------
@@ -264,15 +265,15 @@ def test_a_ring_goes_on_after_its_place_was_withdrawn(translated: Translated) ->
 
 
 @pytest.mark.proves("VU-IOTLB-14")
-def test_a_ring_in_pieces_breaks(translated: Translated) -> None:
-    """Its descriptors begin at the end of one page, and the next page is elsewhere."""
+def test_a_ring_in_parts_of_pages_breaks(translated: Translated) -> None:
+    """Its descriptors begin at the end of one page, and what follows is in the middle of another."""
     ring, ram = translated.ring, translated.ram
     ring.start(translated.driver.base)
     end = IOVA + (1 << 30)
-    for page, target in ((end - PAGE, 0x8000), (end, 0xC000)):
+    for page, target in ((end - PAGE, 0x8000), (end, 0xC000 + 64)):
         translated.iotlb = translated.iotlb.updated(page, PAGE, ram.userspace_addr(target), BOTH)
     ring.configure(16, (end - 16, end + 256, end + 512), False, True)
-    with pytest.raises(MemoryAccessError, match="its pages do not lie side by side"):
+    with pytest.raises(MemoryAccessError, match="cannot be mapped side by side: they are not whole"):
         ring.adopt(translated.memory, translated.iotlb)
     assert "side by side" in FAULTS[ring.fault]
 

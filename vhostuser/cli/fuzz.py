@@ -1,81 +1,23 @@
-"""``vhostuser fuzz``: what it is told, what it shows meanwhile, and what it says at the end."""
+"""``vhostuser fuzz``: what it is told."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
-import trio
-from rich.console import Console
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from vhostuser.errors import VhostUserError
+from vhostuser.cli.campaign import campaign_options, run_campaign
 from vhostuser.fuzz.back_end import BackEnds
-from vhostuser.fuzz.campaign import Campaign, Settings
-from vhostuser.fuzz.campaign import Progress as Come
-from vhostuser.fuzz.establish import CONFIRMATIONS
-from vhostuser.fuzz.report import messages_of, ordered, report
+from vhostuser.fuzz.campaign import Settings
 from vhostuser.fuzz.target import Range
-
-_FOUND = 1  # exit status
-_CANNOT = 2
-_PIPE_WIDTH = 140
-_LINE_EACH = 10.0  # seconds, where nobody watches
 
 
 @click.command("fuzz")
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--spawn", metavar="COMMAND", help="Start the back-end by this command; {socket} stands for its socket.")
-@click.option("--duration", type=click.FloatRange(min=1), default=60.0, show_default=True, metavar="SECONDS")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance; with one worker it repeats a run.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Back-ends at the same time.")
-@click.option(
-    "--corpus",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Keep conversations that did something new, and begin with those that are there.",
-)
-@click.option(
-    "--findings",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    default="findings",
-    show_default=True,
-    help="Where the transcript of each finding goes.",
-)
-@click.option(
-    "--patience",
-    type=click.FloatRange(min=0.01),
-    default=0.5,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long an answer may take; a finding is confirmed with eight times as much.",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write the report as JSON, too.",
-)
-def command(
-    path: Path | None,
-    spawn: str | None,
-    duration: float,
-    seed: int,
-    workers: int,
-    corpus: Path | None,
-    findings: Path,
-    patience: float,
-    json_file: Path | None,
-) -> None:
+@campaign_options
+def command(path: Path | None, spawn: str | None, json_file: Path | None, **told: Any) -> None:
     """Fuzz a back-end: whole conversations, right ones and broken ones, rings, descriptors and timing.
 
     PATH is where a back-end listens. With --spawn it is started afresh whenever it died, and what it holds, how it
@@ -85,101 +27,5 @@ def command(
     """
     if (path is None) == (spawn is None):
         raise click.UsageError("exactly one of PATH and --spawn is needed")
-    settings = Settings(duration, seed, workers, patience, corpus, findings)
-    console = _console()
-    begin = time.monotonic()
-    try:
-        with _watched(console, duration) as news:
-            progress = trio.run(Campaign(BackEnds(Range(spawn, path, max(1.0, 2 * patience))), settings, news).run)
-    except (VhostUserError, OSError) as error:
-        click.echo(f"vhostuser fuzz: {error}", err=True)
-        sys.exit(_CANNOT)
-    told = report(progress, settings, time.monotonic() - begin)
-    if json_file is not None:
-        json_file.write_text(json.dumps(told, indent=2) + "\n")
-    _show(console, progress, told["seconds"])
-    sys.exit(_FOUND if progress.found else 0)
-
-
-def _console() -> Console:
-    """The terminal; on a pipe, lines long enough for the tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
-
-
-# ---- meanwhile -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _watched(console: Console, duration: float) -> Iterator[Callable[[Come], None]]:
-    """What shows how far it has come: a bar on a terminal, else a line now and then."""
-    begin = time.monotonic()
-    if not console.is_terminal:
-        yield _Lines(begin)
-        return
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
-    task = bar.add_task("", total=duration)
-    with Live(bar, console=console, refresh_per_second=4):
-
-        def news(come: Come) -> None:
-            seconds = time.monotonic() - begin
-            bar.update(task, completed=min(seconds, duration), description=_line(come, seconds))
-
-        yield news
-
-
-class _Lines:
-    """Progress as plain lines."""
-
-    def __init__(self, begin: float) -> None:
-        self._begin = self._last = begin
-
-    def __call__(self, come: Come) -> None:
-        now = time.monotonic()
-        if now - self._last >= _LINE_EACH:
-            self._last = now
-            click.echo(f"{now - self._begin:.0f} s: {_line(come, now - self._begin)}")
-
-
-def _line(come: Come, seconds: float) -> str:
-    rate = come.conversations / max(seconds, 1e-3)
-    return (
-        f"{come.conversations} conversations ({rate:.0f}/s), {come.messages} entries, {come.targets} {come.plural}, "
-        f"{come.corpus} kept, {len(come.found)} found"
-    )
-
-
-# ---- at the end ------------------------------------------------------------------------------------------------------
-
-
-def _show(console: Console, progress: Come, seconds: float) -> None:
-    console.print(_line(progress, seconds), highlight=False)
-    console.print(_reached(progress))
-    if missing := progress.reached.unvisited():
-        console.print(f"not reached: {len(missing)} of the places above", highlight=False)
-    if not progress.found:
-        console.print("nothing was found")
-        return
-    console.print(_found(progress))
-
-
-def _found(progress: Come) -> Table:
-    table = Table("kind", "signature", "messages", "confirmed", "seen", "after", "transcript", title="Findings")
-    for found in ordered(progress):
-        table.add_row(
-            found.finding.trouble.value,
-            found.finding.signature,
-            str(messages_of(found)),
-            f"{found.confirmed} of {CONFIRMATIONS}",
-            str(found.seen),
-            f"{found.seconds:.0f} s",
-            found.path.name if found.path else "-",
-        )
-    return table
-
-
-def _reached(progress: Come) -> Table:
-    table = Table("request", *progress.reached.columns, title=progress.reached.title)
-    for name, row in progress.reached.rows():
-        table.add_row(name, *(" / ".join(map(str, cell)) if cell[0] else "-" for cell in row))
-    return table
+    settings = Settings(**told)
+    run_campaign("fuzz", BackEnds(Range(spawn, path, max(1.0, 2 * settings.patience))), settings, json_file)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import click
@@ -13,14 +12,19 @@ from rich.console import Console
 from rich.text import Text
 
 from vhostuser.errors import EndpointError, VhostUserError, first_of
+from vhostuser.session.backend import Offer
 from vhostuser.session.witness import Side
+from vhostuser.transcript.answers import Answers
 from vhostuser.transcript.compare import Difference, compare
+from vhostuser.transcript.counterpart import play_back_end
 from vhostuser.transcript.entries import Transcript
 from vhostuser.transcript.file import load
+from vhostuser.transcript.proxy import PATIENT
 from vhostuser.transcript.replay import PATIENCE, replay
 from vhostuser.transcript.stand_in import StandIn
 from vhostuser.transport.channel import Channel
-from vhostuser.transport.endpoints import connect, listen
+from vhostuser.transport.endpoints import Listener, connect, listen
+from vhostuser.wire.features import ProtocolFeature as P
 
 _DIFFERENT = 1
 _COLOURS = ("green", "red")
@@ -56,14 +60,16 @@ _COLOURS = ("green", "red")
     default=PATIENCE,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for the back-end, and for each of its answers.",
+    help="How long to wait for the back-end, and for each of its answers, or for a front-end to go on.",
 )
 def command(
     file: Path, path: str | None, side: str, against: Path | None, excepted: tuple[str, ...], patience: float
 ) -> None:
     """Play a transcript's front-end to the back-end at PATH, and tell what it answers differently now.
 
-    With --as back-end wait at PATH for a front-end, answer it as recorded, and tell what it asks differently.
+    With --as back-end wait at PATH for a front-end, answer it as recorded, and tell what it asks differently. A
+    transcript that says what is offered, as those of fuzz-frontend do, is a part of a conversation: it is done where
+    the front-end comes to it, all else is answered well until the front-end is silent, and nothing is compared.
 
     Memory and descriptors are fresh, so what depends on addresses or on packets is not compared. Status 0: no
     difference, 1: some, 2: it could not be done.
@@ -78,8 +84,11 @@ def command(
             found = compare(transcript, load(against))
         else:
             assert path is not None
+            if side == Side.BACKEND.value and transcript.offer:
+                trio.run(_play_part, transcript, path, patience)
+                return
             frontend = side == Side.FRONTEND.value
-            found = trio.run(partial(_play, patience=patience) if frontend else _stand_in, transcript, path)
+            found = trio.run(_play, transcript, path, patience) if frontend else trio.run(_stand_in, transcript, path)
     except* (VhostUserError, OSError) as errors:
         raise _ImpossibleError(str(first_of(errors))) from None
     found = [difference for difference in found if difference.about not in excepted]
@@ -106,21 +115,38 @@ async def _play(transcript: Transcript, path: str, patience: float) -> list[Diff
 
 
 async def _stand_in(transcript: Transcript, path: str) -> list[Difference]:
-    """Wait for front-ends until the recording is at its end, or SIGINT or SIGTERM comes."""
+    """Wait for front-ends, however long, until the recording is at its end."""
     back_end = StandIn(transcript)
+    await _serve(path, back_end.serve)
+    return compare(transcript, transcript.but(tuple(back_end.heard)), of=Side.FRONTEND)
+
+
+async def _play_part(transcript: Transcript, path: str, patience: float) -> None:
+    """Wait for front-ends, until one has nothing more to say."""
+    told = dict(transcript.offer)
+    offer = Offer(told.get("virtio_features", 0), P(told.get("protocol_features", 0)), told.get("vrings", 2))
+
+    async def play(endpoint: Listener) -> None:
+        counterplay = await play_back_end(transcript.entries, endpoint.accept, Answers(offer), quiet=patience)
+        click.echo(f"played {counterplay.played} of {len(transcript.entries)} entries")
+
+    await _serve(path, play)
+
+
+async def _serve(path: str, serve: Callable[[Listener], Awaitable[None]]) -> None:
+    """Listen and serve to the end, or until SIGINT or SIGTERM comes."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with await listen(path) as endpoint, trio.open_nursery() as nursery:
+        async with await listen(path, PATIENT) as endpoint, trio.open_nursery() as nursery:
             click.echo(f"listening at {path} for a front-end", err=True)
 
-            async def serve() -> None:
-                await back_end.serve(endpoint)
+            async def to_the_end() -> None:
+                await serve(endpoint)
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(serve)
+            nursery.start_soon(to_the_end)
             async for _ in signals:
                 nursery.cancel_scope.cancel()
                 break
-    return compare(transcript, transcript.but(tuple(back_end.heard)), of=Side.FRONTEND)
 
 
 def _report(found: Sequence[Difference], columns: tuple[str, str]) -> None:

@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-TOOLS = ("conform", "decode", "fuzz", "replay", "trace")
+TOOLS = ("conform", "decode", "fuzz", "fuzz-frontend", "replay", "trace")
 """Their names; a module here has the same, with _ for -, and in it `command`."""
 
 

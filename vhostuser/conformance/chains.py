@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vhostuser.conformance.check import Violation, about
@@ -20,7 +21,7 @@ from vhostuser.frontend.rings import DescriptorFlags, Used
 from vhostuser.frontend.split import Descriptor, DriverRing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vhostuser.conformance.devices import Job
     from vhostuser.conformance.driver import Driver
@@ -127,6 +128,15 @@ class Chains(ABC):
         Returns:
             What the device calls it when it is used.
         """
+
+    @abstractmethod
+    def prepare(self, *entries: Entry) -> Callable[[], None]:
+        """Write a chain; what makes it available when it is called."""
+
+    @property
+    @abstractmethod
+    def place(self) -> int:
+        """Where the next chain goes, as the device tells it when it asks for a kick."""
 
     @abstractmethod
     def reap(self) -> list[Used]:
@@ -297,14 +307,24 @@ class SplitChains(Chains):
     def offer(self, *entries: Entry, name: int | None = None) -> int:
         """As in the base class; a chain's name is its first descriptor's index, the others stand before it."""
         assert name is None
+        head = self.head
+        self.prepare(*entries)()
+        return head
+
+    def prepare(self, *entries: Entry) -> Callable[[], None]:
+        """As in the base class."""
         head, size = self.head, self.ring.size
         places = [(head - i) % size for i in range(len(entries) + 1)]
         for i, entry in enumerate(entries):
             following = places[i + 1] if entry.next is None else entry.next
             self.ring.set_descriptor(places[i], Descriptor(entry.addr, entry.length, entry.flags, following))
         self.head = places[-1]
-        self.announce(head)
-        return head
+        return partial(self.announce, head)
+
+    @property
+    def place(self) -> int:
+        """As in the base class: avail.idx."""
+        return self.ring.avail_idx
 
     def announce(self, head: int) -> None:
         """Make a head available."""
@@ -351,6 +371,16 @@ class PackedChains(Chains):
         name, slot, flags = self.lay(*entries, name=name)
         self.ring.set_flags(slot, flags)
         return name
+
+    def prepare(self, *entries: Entry) -> Callable[[], None]:
+        """As in the base class."""
+        _, slot, flags = self.lay(*entries)
+        return partial(self.ring.set_flags, slot, flags)
+
+    @property
+    def place(self) -> int:
+        """As in the base class: a slot and its wrap counter."""
+        return self.ring.next_avail.word
 
     def is_used(self, place: Position) -> bool:
         """Whether the descriptor at a place was used in its lap."""

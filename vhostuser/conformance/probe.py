@@ -195,6 +195,11 @@ class Probe:
         os.ftruncate(fd, size)
         return fd
 
+    async def pause(self, seconds: float) -> None:
+        """Let some time pass, and enter it into the record."""
+        self.record.paused(seconds)
+        await trio.sleep(seconds)
+
     def resize(self, fd: int, size: int) -> None:
         """Change the length of a file in memory that was passed."""
         self.record.resized(fd, size)

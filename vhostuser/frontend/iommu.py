@@ -3,13 +3,13 @@
 Must not know: what is translated, or why.
 
 How: :class:`IommuRam` is guest memory whose every address is an I/O virtual one (IOVA), so drivers and rings work on it
-unchanged; what the memory table tells are other addresses. :class:`Iommu` says which of it the device may use, and
-answers what the back-end asks on its channel.
+unchanged; what the memory table tells are other addresses, and of :class:`ScatteredRam` in another order.
+:class:`Iommu` says which of it the device may use, and answers what the back-end asks on its channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from vhostuser.errors import MemoryAccessError
@@ -49,6 +49,57 @@ class IommuRam(GuestRam):
                 for region in regions
             )
         )
+
+
+class ScatteredRam(IommuRam):
+    """The same, but pages that follow each other by IOVA do not in guest memory. A translation covers one page.
+
+    Attributes:
+        places: By number of a page: the number of the one whose place it has. Others have that of their neighbour.
+    """
+
+    def __init__(self, layout: Iterable[tuple[int, int]] = DEFAULT_LAYOUT, *, seals: int = SEALED) -> None:
+        super().__init__(layout, seals=seals)
+        self.places: dict[int, int] = {}
+
+    def swap(self, iova: int, other: int) -> None:
+        """Have two pages change places. What they hold stays where it is."""
+        page, with_page = self._place(iova) // PAGE, self._place(other) // PAGE
+        self.places |= {iova // PAGE: with_page, other // PAGE: page}
+
+    def userspace_addr(self, iova: int) -> int:
+        """The front-end's own address of a byte."""
+        return super().userspace_addr(self._place(iova))
+
+    def read(self, iova: int, length: int) -> bytes:
+        """Copy bytes out. Raises MemoryAccessError outside a region."""
+        return b"".join([IommuRam.read(self, self._place(at), size) for at, size in _by_page(iova, length)])
+
+    def write(self, iova: int, data: bytes) -> None:
+        """Copy bytes in. Raises MemoryAccessError outside a region."""
+        for at, size in _by_page(iova, len(data)):
+            super().write(self._place(at), data[at - iova : at - iova + size])
+
+    def load_u16(self, iova: int) -> int:
+        """Read two aligned bytes at once, in native order."""
+        return super().load_u16(self._place(iova))
+
+    def store_u16(self, iova: int, value: int) -> None:
+        """Write two aligned bytes at once, in native order; the value wraps."""
+        super().store_u16(self._place(iova), value)
+
+    def _place(self, iova: int) -> int:
+        page, offset = divmod(iova, PAGE)
+        return self.places.get(page, page ^ 1) * PAGE + offset
+
+
+def _by_page(iova: int, length: int) -> Iterator[tuple[int, int]]:
+    """A range, cut where pages begin: address and bytes of each part."""
+    end = iova + length
+    while iova < end:
+        size = min(PAGE - iova % PAGE, end - iova)
+        yield iova, size
+        iova += size
 
 
 class Iommu:

@@ -56,6 +56,10 @@ class Aim(Protocol[P]):
     trials: int
 
     @property
+    def introduction(self) -> tuple[Entry, ...]:
+        """The conversation by which a target is made ready for others."""
+
+    @property
     def reached(self) -> Map:
         """Where conversations have been so far."""
 

@@ -43,6 +43,7 @@ class BackEnds:
 
     plural = "back-ends"
     trials = 200
+    introduction: tuple[Entry, ...] = ()
 
     def __init__(self, targets: Range) -> None:
         self._targets = targets

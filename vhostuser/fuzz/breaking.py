@@ -1,6 +1,6 @@
 """Ways to break a rule: small changes to a conversation that was right.
 
-Must not know: single requests; what is sent to whom.
+Must not know: single requests; who sends what to whom.
 
 How: a change takes an entry of a list and puts others in its place. It looks at what every message has (a number,
 flags, a size, a payload of some class, descriptors, a place in the order) and never at which request it is, so new
@@ -19,7 +19,8 @@ from vhostuser.fuzz.values import edge, spoiled
 from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Resized, Said
 from vhostuser.wire import layouts
 from vhostuser.wire.frames import HEADER_SIZE, MAX_FDS, MAX_PAYLOAD, HeaderFlags
-from vhostuser.wire.requests import FRONTEND_REQUESTS
+from vhostuser.wire.messages import Payload
+from vhostuser.wire.requests import BACKEND_REQUESTS, FRONTEND_REQUESTS, Direction, spec_of
 
 _WORD = (1 << 32) - 1
 _UNKNOWN = (0, max(FRONTEND_REQUESTS) + 1, 255, 256, _WORD)
@@ -41,8 +42,13 @@ def broken(random: Random, entries: Sequence[Entry]) -> tuple[Entry, ...]:
         else:
             said = changed[at]
             assert isinstance(said, Said)
-            changed[at : at + 1] = random.choices(_CHANGES, _WEIGHTS)[0](random, said)
+            changed[at : at + 1] = misspoken(random, said)
     return tuple(changed)
+
+
+def misspoken(random: Random, said: Said) -> list[Entry]:
+    """What to do in place of a message, with one thing wrong about it."""
+    return random.choices(_CHANGES, _WEIGHTS)[0](random, said)
 
 
 def _reorder(random: Random, entries: list[Entry], at: int) -> None:
@@ -61,14 +67,24 @@ def _reorder(random: Random, entries: list[Entry], at: int) -> None:
 
 def _field(random: Random, said: Said) -> list[Entry]:
     """Another value in one field of its payload."""
-    spec = FRONTEND_REQUESTS.get(said.request)
-    if spec is None or spec.payload is None:
+    kind = _payload_kind(said)
+    if kind is None:
         return _bits(random, said)
     try:
-        payload = layouts.parse(spec.payload, said.payload)
+        payload = layouts.parse(kind, said.payload)
         return [replace(said, payload=layouts.build(spoiled(random, payload)))]
     except (VhostUserError, KeyError):  # what it has there is of another kind already
         return _bits(random, said)
+
+
+def _payload_kind(said: Said) -> type[Payload] | None:
+    """The class of what a message carries, if it is right."""
+    spec = spec_of(said.direction, said.request)
+    if spec is None:
+        return None
+    if not said.is_reply:
+        return spec.payload
+    return next((kind for kind in spec.reply_bodies if len(said.payload) in layouts.legal_sizes(kind)), None)
 
 
 def _bits(random: Random, said: Said) -> list[Entry]:
@@ -99,7 +115,8 @@ def _flags(random: Random, said: Said) -> list[Entry]:
 
 def _number(random: Random, said: Said) -> list[Entry]:
     """Another request with the same content, or one that there is not."""
-    other = random.choice(list(FRONTEND_REQUESTS)) if random.random() < 0.6 else random.choice(_UNKNOWN)
+    known = FRONTEND_REQUESTS if said.direction is Direction.FRONTEND else BACKEND_REQUESTS
+    other = random.choice(list(known)) if random.random() < 0.6 else random.choice(_UNKNOWN)
     return [replace(said, request=int(other))]
 
 
@@ -138,13 +155,14 @@ def _split(random: Random, said: Said) -> list[Entry]:
 def _cut(random: Random, said: Said) -> list[Entry]:
     """Its beginning alone; then nothing, or the end of the connection, or the next message."""
     part = replace(said, cut=random.randrange(1, HEADER_SIZE + len(said.payload)))
-    endings: tuple[list[Entry], ...] = ([Closed()], [Paused(0.01), Closed()], [])
+    closed = Closed(said.side)
+    endings: tuple[list[Entry], ...] = ([closed], [Paused(0.01), closed], [])
     return [part, *random.choice(endings)]
 
 
 def _leave(random: Random, said: Said) -> list[Entry]:
     """Say it and be gone before it is answered."""
-    return [replace(said, flags=said.flags & ~HeaderFlags.NEED_REPLY), Closed()]
+    return [replace(said, flags=said.flags & ~HeaderFlags.NEED_REPLY), Closed(said.side)]
 
 
 def _often(random: Random, said: Said) -> list[Entry]:

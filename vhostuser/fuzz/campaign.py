@@ -181,16 +181,18 @@ class _Worker:
         """Try conversations on a target until it is of no use, or old."""
         before = await target.introduce(self._chance())
         watch = MemoryWatch(target)
-        last: deque[tuple[Entry, ...]] = deque(maxlen=_REMEMBERED)
+        last = deque[tuple[Entry, ...]](maxlen=_REMEMBERED)
         for _ in range(_LIFE):
-            if self._campaign.over or not target.alive:
+            if self._campaign.over:
                 return
+            if not target.alive:
+                break
             entries = self._aim.conversation(self._chance(), self._corpus.conversations)
             examined = await target.examine(entries, self._patience, before)
             watch.note(entries)
             self._learn(entries, examined)
             leaked = any(finding.trouble is Trouble.FD_LEAK for finding in examined.findings)
-            await self._establish(examined.findings, entries, list(last))
+            await self._establish(examined.findings, entries, [self._aim.introduction, *last])
             if examined.fatal or leaked:
                 return
             last.append(entries)

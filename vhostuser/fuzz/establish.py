@@ -63,7 +63,7 @@ async def establish(found: Found, aim: Aim[Any], patience: float, before: Sequen
         found: What the search met; its conversation and its confirmations are changed.
         aim: Where targets come from.
         patience: Seconds to wait for an answer while it is made smaller.
-        before: The conversations that the target had before, the latest last.
+        before: The conversations that the target had before: the one by which it was made ready, then the latest.
     """
     found.confirmed, found.busy = 0, True
     found.attempts += 1
@@ -86,16 +86,22 @@ async def confirm(finding: Finding, entries: tuple[Entry, ...], aim: Aim[Any], p
 
 
 async def _reproduced(shows: _Trials, found: Found, before: Sequence[tuple[Entry, ...]]) -> tuple[Entry, ...] | None:
-    """A conversation that shows it again: up to where it happened, the whole one, or with those before it."""
+    """A conversation that shows it again: its begin, the whole one, or one behind the first or all of those before."""
     entries, at = found.entries, found.finding.entry
-    if at is not None and at + 1 < len(entries) and await shows(entries[: at + 1]):
-        return entries[: at + 1]
-    if await shows(entries):
-        return entries
-    together = entries
-    for earlier in reversed(before):
-        together = (*earlier, Closed(), *together)
-    return together if before and await shows(together) else None
+    begin = entries if at is None else entries[: at + 1]
+    for candidate in dict.fromkeys((begin, entries, _joined([*before[:1], entries]), _joined([*before, entries]))):
+        if await shows(candidate):
+            return candidate
+    return None
+
+
+def _joined(conversations: Sequence[tuple[Entry, ...]]) -> tuple[Entry, ...]:
+    """One after the other, each on a connection of its own."""
+    joined: tuple[Entry, ...] = ()
+    for conversation in conversations:
+        ended = not joined or isinstance(joined[-1], Closed)
+        joined = (*joined, *conversation) if ended else (*joined, Closed(), *conversation)
+    return joined
 
 
 @asynccontextmanager

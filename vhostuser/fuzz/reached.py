@@ -96,7 +96,9 @@ class Reached:
             if isinstance(entry, Said):
                 place = entry.request, model.state
                 self._count(place, answers.get(number))
-                behaviour.add((*place, answers.get(number), model.judge(entry) is None))
+                legal = model.judge(entry) is None
+                # what is refused may be answered or not, and soon or late: that is nothing new
+                behaviour.add((*place, legal, answers.get(number) if legal else None))
             model.follow(entry)
         return behaviour
 

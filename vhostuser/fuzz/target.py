@@ -27,10 +27,10 @@ from vhostuser.wire.frames import Frame
 from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest
 
-_LIMITS = replace(STANDARD, messages_per_second=1e9, send_timeout=1.0, message_timeout=2.0)
+LIMITS = replace(STANDARD, messages_per_second=1e9, send_timeout=1.0, message_timeout=2.0)
 #: Heaps are looked after (mallopt(3)), so that spoiling one shows soon, and each time: what is freed is overwritten,
 #: what lies around a piece of memory is checked. Programs with another allocator mind none of this.
-_ENVIRONMENT = {"MALLOC_PERTURB_": "165", "MALLOC_CHECK_": "3", "LD_PRELOAD": "libc_malloc_debug.so.0"}
+ENVIRONMENT = {"MALLOC_PERTURB_": "165", "MALLOC_CHECK_": "3", "LD_PRELOAD": "libc_malloc_debug.so.0"}
 
 
 class UnreachableError(VhostUserError):
@@ -60,7 +60,7 @@ class Target:
         """A new connection. Raises UnreachableError."""
         with trio.move_on_after(self._patience):
             if self.alive:
-                return await connect(self._path, _LIMITS)
+                return await connect(self._path, LIMITS)
         raise UnreachableError(f"{self._path}: nobody accepts within {self._patience:g} s")
 
     async def death(self, within: float) -> Death | None:
@@ -151,5 +151,5 @@ class Range:
             assert self._path is not None
             yield Target(self._path, None, self._patience)
             return
-        async with started(self._command, env=_ENVIRONMENT) as program:
+        async with started(self._command, env=ENVIRONMENT) as program:
             yield Target(program.path, program, self._patience)

@@ -8,6 +8,7 @@ and the rule, never a value or an address.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +20,9 @@ from vhostuser.session.witness import Breach
 from vhostuser.spec.statements import statements
 from vhostuser.transcript.entries import Entry, Said
 from vhostuser.wire.requests import spec_of
+
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_LONGEST = 100
 
 
 class Trouble(Enum):
@@ -93,7 +97,15 @@ class Examined(Generic[P]):
 def of_death(death: Death, entry: int) -> Finding:
     """That it died after an entry."""
     kind = Trouble.CRASH if death.by_signal or "Error" in death.signature else Trouble.EXIT
-    return Finding(kind, death.signature, str(death), entry)
+    return Finding(kind, _words_of(death), str(death), entry)
+
+
+def _words_of(death: Death) -> str:
+    """A death's signature; for want of a place, with the last words, but for their numbers."""
+    if death.by_signal or not death.signature.endswith("place unknown") or not death.output.strip():
+        return death.signature
+    words = _NUMBER.sub("#", death.output.strip().splitlines()[-1])
+    return f"{death.cause}: {words[:_LONGEST]}"
 
 
 def of_growth(before: Footprint, after: Footprint) -> Finding | None:

@@ -104,6 +104,12 @@ class Program:
             await self._wait()
         return not self.alive
 
+    async def aborted(self, within: float) -> Death | None:
+        """End it by SIGABRT, whose core tells where it was; None if it does not end within so many seconds."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGABRT)
+        return await self.death() if await self.ended(within) else None
+
     async def death(self) -> Death:
         """Wait for its end, and explain it."""
         if self._death is None:

@@ -98,6 +98,7 @@ class _Asked:
         syntax: What the codec refuses it for.
         error: What codec or session refuse it for.
         expected: What it is answered with.
+        optional: Whether it may be answered though nothing is expected.
     """
 
     message: Message
@@ -105,11 +106,12 @@ class _Asked:
     syntax: VhostUserError | None
     error: VhostUserError | None
     expected: Expected
+    optional: bool
 
     @property
     def answerable(self) -> bool:
         """Whether an answer may be about it; to what should close the connection it is one that should not be."""
-        return self.expected is not Expected.NOTHING or isinstance(self.error, FramingError)
+        return self.expected is not Expected.NOTHING or self.optional or isinstance(self.error, FramingError)
 
     @property
     def promised(self) -> bool:
@@ -187,7 +189,10 @@ class Witness:
                 state.admit(message)
             except VhostUserError as refusal:
                 error = refusal
-        return _Asked(message, number, syntax, error, state.expected(message))
+        # The specification does not say whether the features before this request or those that it brings count here.
+        asks = message.need_reply and ProtocolFeature.REPLY_ACK in state.protocol_features
+        optional = asks and message.request == FrontendRequest.SET_PROTOCOL_FEATURES
+        return _Asked(message, number, syntax, error, state.expected(message), optional)
 
     def _state(self) -> BackendSession:
         """What the next request meets."""
@@ -307,7 +312,7 @@ class Witness:
         elif frame.request not in self._known:
             rule, text = "VU-HDR-3", "was answered, and not asked"
         elif spec is None or spec.reply is not Reply.ALWAYS:
-            asks = ProtocolFeature.REPLY_ACK in self._session.protocol_features
+            asks = ProtocolFeature.REPLY_ACK in self._state().protocol_features
             rule, text = "VU-REP-2" if asks else "VU-REP-3", "was acknowledged unasked, or again"
         else:
             rule, text = "VU-REP-1", "was answered again"
@@ -316,6 +321,8 @@ class Witness:
 
 def _unanswered(asked: _Asked) -> Breach:
     rule = "VU-REP-2" if asked.expected is Expected.ACK else "VU-REP-1"
+    if asked.message.request == FrontendRequest.SET_PROTOCOL_FEATURES:
+        rule = "VU-REP-4"  # it goes by the bits that it brings
     return Breach(Side.BACKEND, rule, f"{asked.message.name} was not answered, and a later request was")
 
 

@@ -8,8 +8,8 @@ requests, filled with what the back-end offers and with what it was told. What i
 
 from __future__ import annotations
 
-from vhostuser.errors import FramingError, VhostUserError
-from vhostuser.session.backend import BackendSession, Done, Expected, Failed, Offer, Outcome
+from vhostuser.errors import FramingError, NotNegotiatedError, UnsupportedRequestError, VhostUserError
+from vhostuser.session.backend import VIRTIO_GATE_RULES, BackendSession, Done, Expected, Failed, Offer, Outcome
 from vhostuser.transcript.entries import Descriptor, Kind, Said, Side
 from vhostuser.wire.codec import decode, decode_reply, undecoded
 from vhostuser.wire.features import ProtocolFeature
@@ -64,8 +64,25 @@ class Answers:
             return None
         return Said(Side.BACKEND, reply.request, reply.flags, reply.payload, fds=fds)
 
-    def promise(self, flags: int) -> bool:
-        """Whether a message of ours with these flags, on our own channel, has to be acknowledged."""
+    def check_own(self, frame: Frame) -> None:
+        """Judge whether the back-end may say a message on its own channel now.
+
+        Raises:
+            VhostUserError: The message is wrong, or what it belongs to is not acknowledged.
+        """
+        spec = decode(Direction.BACKEND, frame).spec
+        if spec is None:
+            raise UnsupportedRequestError(f"request {frame.request} is unknown", rule="VU-HDR-8")
+        missing = int(spec.gate or 0) & ~int(self._session.protocol_features)
+        if missing:
+            words = f"{spec.name}: {ProtocolFeature(missing).name} is not acknowledged"
+            raise NotNegotiatedError(words, rule="VU-NEG-6")
+        if spec.virtio_gate and not spec.virtio_gate & self._session.features:
+            words = f"{spec.name}: {spec.virtio_gate.name} is not acknowledged"
+            raise NotNegotiatedError(words, rule=VIRTIO_GATE_RULES[spec.virtio_gate])
+
+    def is_answered(self, flags: int) -> bool:
+        """Whether a message on the back-end's own channel with these flags, if it may be said, is answered."""
         return bool(flags & HeaderFlags.NEED_REPLY) and ProtocolFeature.REPLY_ACK in self._session.protocol_features
 
     def stick_to(self, said: Said) -> None:

@@ -10,12 +10,12 @@ which nothing is sent (``cut`` 0) is silence. A cue whose ``answer`` is told is 
 follows. So the k-th message of a request is the k-th cue of it, and a conversation of which only a part is left still
 can be played.
 
-Front-ends come again: what is left of the conversation goes on with the next connection.
+Front-ends come again: what is left of the conversation goes on with the next connection. Where the front-end closed in
+it, the end of what it has to say is waited for, by its leaving or by its silence.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -27,15 +27,15 @@ from vhostuser.errors import ConnectionClosedError, FramingError, VhostUserError
 from vhostuser.fds import OwnedFd
 from vhostuser.session.witness import Breach, Witness
 from vhostuser.transcript.answers import Answers
-from vhostuser.transcript.descriptors import Props
-from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Said, Side, Signalled, Wrote
+from vhostuser.transcript.descriptors import Props, can_be_channel
+from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Resized, Said, Side, Signalled, Wrote
 from vhostuser.transcript.passed import Passed
 from vhostuser.transcript.player import send_pieces
 from vhostuser.transport.channel import Channel
 from vhostuser.wire.codec import decode, decode_reply
 from vhostuser.wire.frames import Frame, LentFds
 from vhostuser.wire.messages import U64
-from vhostuser.wire.requests import BACKEND_REQUESTS, Direction, RequestSpec
+from vhostuser.wire.requests import BACKEND_REQUESTS, Direction
 
 Accept = Callable[[], Awaitable[Channel]]
 
@@ -46,7 +46,7 @@ class Asked:
 
     Attributes:
         after: Number of the entry that was done last when it came, -1 for none; its own, if it was a cue.
-        said: What it was; its descriptors are not told.
+        said: What it was, and when, in seconds since the connection began; its descriptors are not told.
         good: What a back-end answers that does as it is asked; None for nothing.
         cue: Whether the conversation had it.
     """
@@ -55,6 +55,23 @@ class Asked:
     said: Said
     good: Said | None
     cue: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnRequest:
+    """A request of the back-end's that was not answered yet.
+
+    Attributes:
+        number: Its entry's.
+        request: What it is, by its number.
+        error: Why it has to be refused, if it has to.
+        due: Whether an answer is promised.
+    """
+
+    number: int
+    request: int
+    error: VhostUserError | None
+    due: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +97,8 @@ class Counterplay:
         asked: What the front-end said.
         own_answers: What it said on the back-end's own channel.
         breaches: Rules that were broken, each with the number of the entry that was done last.
-        missed: Numbers of the back-end's own requests that were not answered.
+        own_breaches: Likewise, by the front-end on the back-end's own channel.
+        missed: Numbers of the back-end's own requests that were not answered, though the front-end had the time.
         closed: Numbers of the entries after which the front-end closed the connection.
         unreachable: Number of the entry after which no front-end came; None if there always was one.
         played: How many entries were done.
@@ -89,6 +107,7 @@ class Counterplay:
     asked: list[Asked] = field(default_factory=list)
     own_answers: list[OwnAnswer] = field(default_factory=list)
     breaches: list[tuple[int, Breach]] = field(default_factory=list)
+    own_breaches: list[tuple[int, Breach]] = field(default_factory=list)
     missed: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
     unreachable: int | None = None
@@ -104,8 +123,8 @@ async def play_back_end(entries: Sequence[Entry], accept: Accept, answers: Answe
         answers: How what is not in the conversation is answered.
         quiet: Seconds without a message after which the front-end is taken to have nothing more to say.
 
-    A play ends when the front-end is quiet, or closed the connection after the last entry, or where `accept` raises a
-    VhostUserError. The connection is closed then.
+    A play ends when the front-end is quiet, or closed the connection after the last entry or when nothing of them could
+    be done on it, or where `accept` raises a VhostUserError. The connection is closed then.
 
     Raises:
         OSError: There are no more descriptors to be had.
@@ -119,9 +138,11 @@ async def play_back_end(entries: Sequence[Entry], accept: Accept, answers: Answe
             except VhostUserError:
                 counterplay.unreachable = counterplay.played - 1
                 return counterplay
+            before = counterplay.played
             async with channel:
-                if not await part.serve(channel):
-                    return counterplay
+                goes_on = await part.serve(channel)
+            if not goes_on or counterplay.played == before:
+                return counterplay
 
 
 def is_cue(entry: Entry) -> bool:
@@ -147,9 +168,10 @@ class _Part:
     async def serve(self, channel: Channel) -> bool:
         """Play on one connection; whether there is something left for another one."""
         self._channel = channel
+        self._begin = trio.current_time()
         self._witness = Witness()
         self._own: Channel | None = None
-        self._own_asked: list[tuple[int, RequestSpec]] = []
+        self._own_asked: list[_OwnRequest] = []
         self.answers.connect()
         failure = None
         with Passed() as self._passed:
@@ -159,11 +181,11 @@ class _Part:
                 except OSError as error:
                     failure = error  # raised out here it would be in a group
                 self._nursery.cancel_scope.cancel()
+            channel.hang_up()  # it may have been passed to the front-end
             if self._own is not None:
                 self._own.close()
         if failure is not None:
             raise failure
-        self.counterplay.missed += [number for number, _ in self._own_asked]
         return self._over and self.counterplay.played < len(self.entries)
 
     async def _converse(self) -> None:
@@ -176,9 +198,17 @@ class _Part:
                     self._left(error)
                     return
             if patience.cancelled_caught:
+                self._end_quietly()
                 return
             with frame.fds:
                 self._over = await self._hear(frame)
+
+    def _end_quietly(self) -> None:
+        """The front-end has nothing more to say: that is as good as if it closed."""
+        self.counterplay.missed += [own.number for own in self._own_asked if own.due]
+        if isinstance(self._coming, Closed):
+            self.counterplay.played += 1
+            self._over = True
 
     def _left(self, error: VhostUserError) -> None:
         """The front-end closed, or said what is no message."""
@@ -229,7 +259,7 @@ class _Part:
         return over
 
     def _note(self, frame: Frame, good: Said | None, breaches: Sequence[Breach], *, cue: bool) -> None:
-        said = Said(Side.FRONTEND, frame.request, frame.flags, frame.payload)
+        said = Said(Side.FRONTEND, frame.request, frame.flags, frame.payload, time=trio.current_time() - self._begin)
         self.counterplay.asked.append(Asked(self._done, said, good, cue))
         self._note_breaches(breaches)
 
@@ -254,7 +284,7 @@ class _Part:
     def _following(self) -> Iterator[Entry]:
         """What is to be done before the front-end's next turn."""
         for entry in self.entries[self.counterplay.played :]:
-            if _is_turn(entry):
+            if is_turn(entry):
                 return
             yield entry
 
@@ -273,6 +303,8 @@ class _Part:
                     self._passed.write(entry.memory, entry.offset, entry.data[0])
                 case Wrote():
                     self._nursery.start_soon(self._keep_writing, entry)
+                case Resized(memory, size):
+                    self.props.resize(memory, size)
                 case Signalled(name):
                     self._passed.signal(name)
                 case Paused(seconds):
@@ -296,19 +328,30 @@ class _Part:
         if self._own is None:
             return
         frame = self._frame(said)
-        if said.whole and self.answers.promise(said.flags) and (spec := _own_request(frame)) is not None:
-            self._own_asked.append((self._done, spec))
+        if said.whole:
+            self._own_asked.append(self._own_request(frame))
         await _send(self._own, said, frame)
+
+    def _own_request(self, frame: Frame) -> _OwnRequest:
+        error = None
+        try:
+            self.answers.check_own(frame)
+        except VhostUserError as wrong:
+            error = wrong
+        due = error is None and self.answers.is_answered(frame.flags)
+        return _OwnRequest(self._done, frame.request, error, due)
 
     def _open_own(self, fd: OwnedFd) -> None:
         if self._own is not None:
             self._own.close()
             self._own = None
-        with fd, suppress(OSError):  # it is no socket
-            sock = trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(fd.fileno())))
-            self._own = Channel(sock, self._channel.limits)
-            self._own_asked.clear()
-            self._nursery.start_soon(self._hear_own, self._own)
+        with fd:
+            if not can_be_channel(fd.fileno()):
+                return
+            sock = trio.socket.from_stdlib_socket(socket.socket(fileno=fd.detach()))
+        self._own = Channel(sock, self._channel.limits)
+        self._own_asked.clear()
+        self._nursery.start_soon(self._hear_own, self._own)
 
     async def _hear_own(self, channel: Channel) -> None:
         """All that the front-end says on a channel of ours."""
@@ -319,18 +362,24 @@ class _Part:
                     self._take_own_answer(frame)
 
     def _take_own_answer(self, frame: Frame) -> None:
-        at = next((at for at, (_, spec) in enumerate(self._own_asked) if spec.number == frame.request), None)
-        spec = BACKEND_REQUESTS.get(frame.request) if at is None else self._own_asked.pop(at)[1]
-        value = None
+        asked = next((own for own in self._own_asked if own.request == frame.request), None)
+        spec, value = BACKEND_REQUESTS.get(frame.request), None
         try:
             if spec is not None and isinstance(payload := decode_reply(spec, frame), U64):
                 value = payload.value
         except VhostUserError as error:
-            self._note_breaches((Breach(Side.FRONTEND, error.rule, error.text),))
+            self._note_own_breach(error, error.text)
+        if asked is not None:
+            self._own_asked.remove(asked)
+            if value == 0 and spec is not None and asked.error is not None:
+                self._note_own_breach(asked.error, f"{spec.name} was accepted: {asked.error.text}")
         self.counterplay.own_answers.append(OwnAnswer(self._done, frame.request, value))
 
+    def _note_own_breach(self, error: VhostUserError, text: str) -> None:
+        self.counterplay.own_breaches.append((self._done, Breach(Side.FRONTEND, error.rule, text)))
 
-def _is_turn(entry: Entry) -> bool:
+
+def is_turn(entry: Entry) -> bool:
     """Whether it is the front-end who has to do something."""
     return is_cue(entry) or (isinstance(entry, Closed) and entry.side is Side.FRONTEND)
 
@@ -342,14 +391,6 @@ def _is_cue_for(entry: Entry, frame: Frame) -> bool:
 def _is_instead(entry: Entry) -> bool:
     """Whether an entry takes the place of an answer."""
     return isinstance(entry, Closed) or (isinstance(entry, Said) and not entry.own_channel)
-
-
-def _own_request(frame: Frame) -> RequestSpec | None:
-    """The row of a request of ours; None if it is not as the rules want it."""
-    try:
-        return decode(Direction.BACKEND, frame).spec
-    except VhostUserError:
-        return None
 
 
 async def _send(channel: Channel, said: Said, frame: Frame) -> None:

@@ -118,6 +118,12 @@ class Props:
             with suppress(OSError):
                 os.write(fd.fileno(), _ONE)
 
+    def resize(self, name: str, size: int) -> None:
+        """Change the length of memory; without effect if a seal forbids it, or it is something else."""
+        if (fd := self.named(name)) is not None:
+            with suppress(OSError):
+                os.ftruncate(fd, size)
+
     def _make(self, told: Descriptor) -> OwnedFd:
         match told.kind:
             case Kind.MEMORY:

@@ -193,9 +193,7 @@ class _Stage:
             case Saw():
                 await self._look(entry)
             case Resized(memory, size):
-                if (fd := self._props.named(memory)) is not None:
-                    with suppress(OSError):  # a seal forbids it
-                        os.ftruncate(fd, size)
+                self._props.resize(memory, size)
             case Signalled(name):
                 self._props.signal(name)
             case Paused(seconds):

@@ -179,12 +179,16 @@ class _Line:
         self._direction = Direction.BACKEND if own_channel else Direction.FRONTEND
         self._own_channel = own_channel
         self._own_lines: deque[trio.CancelScope] = deque()
+        self._deaf: Side | None = None  # who could not be sent to any more, first
+        self._ended = False
         self._witnesses = {side: Witness() for side in Side}
 
     async def run(self) -> None:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._forward, Side.FRONTEND, Side.BACKEND)
             self._nursery.start_soon(self._forward, Side.BACKEND, Side.FRONTEND)
+        if self._deaf is not None and not self._ended:
+            self._tell_end(self._deaf, "")  # both left, with something unread
 
     async def _forward(self, side: Side, other: Side) -> None:
         while True:
@@ -198,9 +202,12 @@ class _Line:
                     return
 
     def _end(self, side: Side, error: Exception) -> None:
-        why = "" if isinstance(error, ConnectionClosedError) and str(error) == "closed" else str(error)
-        self._proxy.observe(Ended(Closed(side, self._proxy.now), self._own_channel, why))
+        self._tell_end(side, "" if isinstance(error, ConnectionClosedError) and str(error) == "closed" else str(error))
         self._nursery.cancel_scope.cancel()
+
+    def _tell_end(self, side: Side, why: str) -> None:
+        self._ended = True
+        self._proxy.observe(Ended(Closed(side, self._proxy.now), self._own_channel, why))
 
     async def _pass_on(self, frame: Frame, side: Side, other: Side) -> bool:
         """Tell of a message and pass it on; False if nothing more can be passed that way."""
@@ -224,6 +231,7 @@ class _Line:
             try:
                 await self._ends[other].send(on)
             except ConnectionClosedError:
+                self._deaf = self._deaf or other
                 return False  # what it said before it left is still to be passed on
             except (FramingError, OSError) as error:
                 self._end(other, error)

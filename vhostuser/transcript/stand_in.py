@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import trio
 
@@ -53,19 +54,39 @@ class StandIn:
             raise TranscriptError("the recording has not what the back-end said, so nobody can play it")
         self.heard: list[Entry] = []
         self._parts = list(_parts(transcript.entries))
-        self._known = {exchange.key: exchange for part in self._parts for exchange in part.exchanges}
-        self._answers = Answers(Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
 
     async def serve(self, endpoint: Endpoint) -> None:
         """Play to the front-ends that come, until the recording is at its end."""
+        known = {exchange.key: exchange for part in self._parts for exchange in part.exchanges}
+        answers = Answers(Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
         with Names() as names, Props() as props:
+            stage = _Stage(known, answers, names, props, self.heard)
             for part in self._parts:
                 channel = await endpoint.next_channel()
                 if channel is None:
                     return
-                self._answers.connect()
+                answers.connect()
                 async with channel:
-                    await _Scene(part, self._known, self._answers, channel, names, props, self.heard).play()
+                    await _Scene(stage, part, channel).play()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What lasts from one connection to the next.
+
+    Attributes:
+        known: The last exchange of each kind.
+        answers: What is said where there is none.
+        names: Of the descriptors that the front-end passes.
+        props: What is passed to it.
+        heard: What it said and did.
+    """
+
+    known: Mapping[Key, Exchange]
+    answers: Answers
+    names: Names
+    props: Props
+    heard: list[Entry]
 
 
 class _Part:
@@ -100,23 +121,10 @@ def _parts(entries: Sequence[Entry]) -> Iterator[_Part]:
 class _Scene:
     """A connection of a live front-end."""
 
-    def __init__(
-        self,
-        part: _Part,
-        known: Mapping[Key, Exchange],
-        answers: Answers,
-        channel: Channel,
-        names: Names,
-        props: Props,
-        heard: list[Entry],
-    ) -> None:
+    def __init__(self, stage: _Stage, part: _Part, channel: Channel) -> None:
+        self._stage = stage
         self._part = part
-        self._known = known
-        self._answers = answers
         self._channel = channel
-        self._names = names
-        self._props = props
-        self._heard = heard
         self._at = 0  # how many of the part's exchanges are over
         self._own: Channel | None = None
 
@@ -129,39 +137,39 @@ class _Scene:
                     with frame.fds:
                         await self._answer(frame, nursery)
             except (ConnectionClosedError, FramingError):
-                self._heard.append(Closed(Side.FRONTEND))
+                self._stage.heard.append(Closed(Side.FRONTEND))
             else:
-                self._heard += [Closed(Side.BACKEND)] if self._part.closer else []
+                self._stage.heard.extend([Closed(Side.BACKEND)] if self._part.closer else [])
             if self._own is not None:
                 self._own.close()
             nursery.cancel_scope.cancel()
 
     async def _answer(self, frame: Frame, nursery: trio.Nursery) -> None:
         said = self._said(frame)
-        self._heard.append(said)
+        self._stage.heard.append(said)
         if said.request == FrontendRequest.SET_BACKEND_REQ_FD:
             self._open_own_channel(frame, nursery)
         for reply in self._replies(said, frame):
             await self._channel.send(reply)
         while self._own is not None and self._part.own and self._part.own[0][0] <= self._at:
             asked = self._part.own.pop(0)[1]
-            self._heard.append(asked)
+            self._stage.heard.append(asked)
             with suppress(VhostUserError):  # the front-end closed it
                 await self._own.send(self._frame(asked))
 
     def _said(self, frame: Frame, own_channel: bool = False) -> Said:
         direction = Direction.BACKEND if own_channel else Direction.FRONTEND
-        fds = self._names.describe(direction, frame)
+        fds = self._stage.names.describe(direction, frame)
         return Said(Side.FRONTEND, frame.request, frame.flags, frame.payload, fds=fds, own_channel=own_channel)
 
     def _replies(self, said: Said, frame: Frame) -> Iterator[Frame]:
         """What is recorded, and where nothing is, what any back-end says; an acknowledgement if one is asked for."""
-        other = self._answers.to(frame)
+        other = self._stage.answers.to(frame)
         exchange = self._like(said)
         answers = exchange.answers if exchange is not None else ()
         recorded = [answer for answer in answers if frame.need_reply or kind_of(answer) != ACK]
         for answer in recorded or filter(None, [other]):
-            self._answers.stick_to(answer)
+            self._stage.answers.stick_to(answer)
             yield self._frame(answer)
 
     def _like(self, said: Said) -> Exchange | None:
@@ -171,10 +179,10 @@ class _Scene:
             if self._part.exchanges[at].key == key:
                 self._at = at + 1
                 return self._part.exchanges[at]
-        return self._known.get(key)
+        return self._stage.known.get(key)
 
     def _frame(self, said: Said) -> Frame:
-        return said.frame(LentFds(map(self._props.of, said.fds)))
+        return said.frame(LentFds(map(self._stage.props.of, said.fds)))
 
     def _open_own_channel(self, frame: Frame, nursery: trio.Nursery) -> None:
         if len(frame.fds) != 1 or not can_be_channel(*frame.fds.filenos()):
@@ -190,4 +198,4 @@ class _Scene:
             while True:
                 frame = await channel.receive()
                 with frame.fds:
-                    self._heard.append(self._said(frame, own_channel=True))
+                    self._stage.heard.append(self._said(frame, own_channel=True))

@@ -28,7 +28,7 @@ import os
 import select
 import socket
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 import trio
@@ -174,6 +174,11 @@ class Channel(trio.abc.AsyncResource):
     def close(self) -> None:
         """Close the socket. A task that waits on it gets ClosedResourceError."""
         self._socket.close()
+
+    def hang_up(self) -> None:
+        """End the connection for both sides, whoever else holds this socket; it still has to be closed."""
+        with suppress(OSError):  # it is closed, or the peer has left
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     async def aclose(self) -> None:
         """The same, for who closes resources of any kind."""

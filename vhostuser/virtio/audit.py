@@ -5,7 +5,8 @@ Must not know what was written, or what was logged.
 Our own mapping of guest memory is write-protected, in a way that lets a write pass and only notes it (userfaultfd with
 UFFD_FEATURE_WP_ASYNC, Linux 6.7). Asking the page map for what was written (PAGEMAP_SCAN) protects it again. The page
 table that remembers is ours: what the guest or another back-end writes through theirs does not show, what the kernel
-writes for us (``readv``) does.
+writes for us (``readv``) does. What a ring writes to its own areas by a ``view`` of them does not: that is another
+mapping.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ cdef class RingLog:
     cdef DirtyLog log
     cdef GuestMemory memory
     cdef readonly bint on, own
-    cdef bint fresh
+    cdef bint fresh, elsewhere
     cdef object told
     cdef unsigned long long desc, device
     cdef int fd
@@ -24,5 +24,6 @@ cdef class RingLog:
     cdef void buffer(self, unsigned long long host, unsigned long long length) noexcept nogil
     cdef void desc_area(self, unsigned long long offset, unsigned long long length) noexcept nogil
     cdef void device_area(self, unsigned long long offset, unsigned long long length) noexcept nogil
+    cdef void area(self, unsigned long long host, unsigned long long length) noexcept nogil
     cdef void mark(self, unsigned long long address, unsigned long long length) noexcept nogil
     cdef void poke(self) noexcept nogil

@@ -34,6 +34,7 @@ if not cython.compiled:  # the compiled edition has the same names from its .pxd
 
 _LAST = cython.declare(cython.ulonglong, (1 << 64) - 1)
 _EINTR = cython.declare(cython.long, -errno.EINTR)
+_PAGE = cython.declare(cython.ulonglong, 1 << LOG_PAGE_SHIFT)
 
 
 class LogMapping(FileMapping):
@@ -102,7 +103,7 @@ class RingLog:
     def __init__(self) -> None:
         self.log: DirtyLog | None = None
         self.memory = GuestMemory()
-        self.on = self.own = self.fresh = False
+        self.on = self.own = self.elsewhere = self.fresh = False
         self.told: int | None = None
         self.desc = self.device = 0
         self.fd = -1
@@ -124,14 +125,15 @@ class RingLog:
         self.on = log is not None
         self.own = own
         self.told = device
+        self.elsewhere = device is not None
         self.fd = fd
         self.may_block = fd >= 0 and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
 
     def place(self, memory: GuestMemory, desc: cython.ulonglong, device: cython.ulonglong) -> None:
         """Take over where the ring's buffers and its two areas lie now."""
         self.memory = memory
-        self.desc = memory.guest_phys_addr(desc)
-        self.device = memory.guest_phys_addr(device) if self.told is None else self.told
+        self.desc = desc
+        self.device = device if self.told is None else self.told
 
     # ---- the ring's thread, behind a fence -------------------------------------------------------------------------
 
@@ -142,14 +144,25 @@ class RingLog:
     def desc_area(self, offset: cython.ulonglong, length: cython.ulonglong) -> None:
         """Log bytes that were written to the descriptor area."""
         if self.own:
-            self.mark(self.desc + offset, length)
+            self.area(self.desc + offset, length)
 
     def device_area(self, offset: cython.ulonglong, length: cython.ulonglong) -> None:
         """Log bytes that were written to the device area. The front-end says where that is: it may be anywhere."""
-        if self.own and self.device > _LAST - offset - length:
+        if self.own and self.elsewhere and self.device > _LAST - offset - length:
             self.beyond += 1
-        elif self.own:
+        elif self.own and self.elsewhere:
             self.mark(self.device + offset, length)
+        elif self.own:
+            self.area(self.device + offset, length)
+
+    def area(self, host: cython.ulonglong, length: cython.ulonglong) -> None:
+        """Log bytes of one of the ring's areas, page by page: behind an IOMMU each may be anywhere."""
+        part: cython.ulonglong
+        while length:
+            part = min(length, _PAGE - (host & (_PAGE - 1)))
+            self.buffer(host, part)
+            host += part
+            length -= part
 
     def mark(self, address: cython.ulonglong, length: cython.ulonglong) -> None:
         """Set the bits of a guest-physical range of at least one byte; nothing beyond the bitmap is touched."""

@@ -9,8 +9,8 @@ For the rings it is two address tables, of what the device may read and of what 
 the packet path nothing: a range that is not in the table is a ``MISS``. An entry keeps the front-end's address from
 which its place in this process follows, so that it survives a new memory table that still has the memory.
 
-The packet path finds a ring's areas by one address each, so each has to lie side by side in this process. A Linux guest
-gives a ring pages as they come, and only up to 256 descriptors is each area within one; larger rings are refused then.
+The packet path finds a ring's areas by one address each. A Linux guest gives a ring pages as they come, and only up to
+256 descriptors is each area within one; of a larger ring the IOTLB tells the pieces, and a ``view`` puts them together.
 
 The front-end is trusted to keep the table, not to keep it small: there are at most ``IOTLB_ENTRIES``, and the oldest
 goes first. What has gone is asked for again when it is needed.
@@ -26,6 +26,7 @@ from typing import NamedTuple
 from vhostuser.errors import MemoryAccessError, PayloadError
 from vhostuser.virtio.layout import IOMMU_READ, IOMMU_WRITE, MISS
 from vhostuser.virtio.memory import GuestMemory, table_of
+from vhostuser.virtio.view import Pieces
 
 IOTLB_ENTRIES = 2048  # of one connection
 _LIMIT = 1 << 64
@@ -125,14 +126,14 @@ class Iotlb:
         moved = (entry._replace(places=_places(memory, entry.iova, entry.size, entry.uaddr)) for entry in self.entries)
         return Iotlb(memory, [entry for entry in moved if entry.places], self._updates)
 
-    def ring_address(self, iova: int, length: int, perm: int, name: str) -> int:
-        """Where part of a ring lies in this process.
+    def ring_pieces(self, iova: int, length: int, perm: int, name: str) -> Pieces:
+        """Where part of a ring lies in this process: one piece, if its pages lie side by side.
 
         Raises:
             IotlbMissError: some of it is not translated yet.
-            MemoryAccessError: some of it may not be used so, or its pages are not side by side in this process.
+            MemoryAccessError: some of it may not be used so.
         """
-        begin = expected = 0
+        pieces: list[tuple[int, int]] = []
         at, end = iova, iova + length
         while at < end:
             first, last = self._overlap(at, 1)
@@ -145,14 +146,14 @@ class Iotlb:
             for start, size, host in zip(*[iter(entry.places)] * 3, strict=True):
                 if not start <= at < min(start + size, end):
                     continue
-                place = host + at - start
-                if begin and place != expected:
-                    words = f"{name} at IOVA {iova:#x}: its pages do not lie side by side"
-                    raise MemoryAccessError(words, rule="VU-IOTLB-14")
-                begin = begin or place
-                expected = host + size
-                at = start + size
-        return begin
+                place, piece = host + at - start, min(start + size, end) - at
+                if pieces and sum(pieces[-1]) == place:
+                    begin, before = pieces.pop()
+                    pieces.append((begin, before + piece))
+                else:
+                    pieces.append((place, piece))
+                at += piece
+        return tuple(pieces)
 
     def _overlap(self, iova: int, size: int) -> tuple[int, int]:
         """The slice of the entries that have a part in a range."""

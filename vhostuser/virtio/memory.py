@@ -25,10 +25,14 @@ import stat
 from array import array
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import cython
 
 from vhostuser.errors import FdError, MemoryAccessError, PayloadError
+
+if TYPE_CHECKING:
+    from vhostuser.virtio.view import View
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.guard import guard, unguard, vanished
@@ -54,7 +58,41 @@ def _page_size(fd: int) -> int:
     return _PAGE
 
 
-class FileMapping:
+class GuardedRange:
+    """Addresses of this process that lead into a peer's file, and are guarded until they are unmapped."""
+
+    _start = _length = 0
+
+    def guard(self, start: int, length: int, page: int) -> None:
+        """Guard and own a mapping from now on: where it begins, its bytes, and those of a page behind it.
+
+        Raises:
+            FdError: there are too many; it is unmapped.
+        """
+        self._start, self._length = start, length
+        if guard(start, length, page) < 0:
+            self.close()
+            raise FdError(f"{self}: this process guards as many mappings of peers' files as it can")
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Where the mapping begins, and its length; whole pages around the bytes that were asked for."""
+        return self._start, self._length
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it is still there."""
+        return self._start != 0
+
+    def close(self) -> None:
+        """Unmap. Nothing may read or write it any more."""
+        if self._start:
+            unguard(self._start)
+            _libc.munmap(self._start, self._length)
+            self._start = 0
+
+
+class FileMapping(GuardedRange):
     """Part of a peer's file, mapped shared, readable and writable.
 
     Attributes:
@@ -76,28 +114,19 @@ class FileMapping:
             FdError: not a regular file (memfd, hugetlbfs, shared memory) open for reading and writing, or not mappable.
         """
         self.size = size
-        self._start = 0
         if size == 0:
             raise PayloadError(f"{self}: its size is 0", rule=self.range_rule)
         self._check_range("mmap_offset", mmap_offset)
         self._check_file(fd, mmap_offset)
         self.page_size = page = _page_size(fd)
         begin = mmap_offset & ~(page - 1)
-        self._length = (mmap_offset + size - begin + page - 1) & ~(page - 1)
+        length = (mmap_offset + size - begin + page - 1) & ~(page - 1)
         flags = mmap.MAP_SHARED | _MAP_NORESERVE
-        start = _libc.mmap(None, self._length, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, begin)
+        start = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, begin)
         if start == _MAP_FAILED or start is None:
             raise FdError(f"{self}: cannot be mapped: {os.strerror(ctypes.get_errno())}")
-        self._start = start
         self.host_address = start + mmap_offset - begin
-        if guard(start, self._length, page) < 0:
-            self.close()
-            raise FdError(f"{self}: this process guards as many mappings of peers' files as it can")
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """Where the mapping begins, and its length; whole pages around the bytes that were asked for."""
-        return self._start, self._length
+        self.guard(start, length, page)
 
     def _check_range(self, name: str, first: int) -> None:
         if first + self.size > _LIMIT:
@@ -118,18 +147,6 @@ class FileMapping:
                 f"past the end of the file at {status.st_size:#x}",
                 rule=self.range_rule,
             )
-
-    @property
-    def mapped(self) -> bool:
-        """Whether it is still there."""
-        return self._start != 0
-
-    def close(self) -> None:
-        """Unmap. Nothing may read or write it any more."""
-        if self._start:
-            unguard(self._start)
-            _libc.munmap(self._start, self._length)
-            self._start = 0
 
     def __repr__(self) -> str:
         return f"a file's {self.size:#x} bytes"
@@ -188,8 +205,19 @@ class GuestMemory:
             "Q",
             [n for m in ordered for n in (m.guest_phys_addr, m.memory_size, m.host_address)] or [0, 0, 0],
         )
-        by_host = sorted((mapping.host_address, mapping.guest_phys_addr) for mapping in ordered)
-        self.hosts = array("Q", [n for pair in by_host for n in pair] or [0, 0])
+        self._find_by([(mapping.host_address, mapping.guest_phys_addr) for mapping in ordered])
+
+    def _find_by(self, pairs: list[tuple[int, int]]) -> None:
+        """Find guest-physical addresses by these: where each range begins in this process, and in guest memory."""
+        self.hosts = array("Q", [n for pair in sorted(pairs) for n in pair] or [0, 0])
+        self.host_count = len(pairs)
+
+    def viewed(self, views: Iterable[View]) -> GuestMemory:
+        """This table, which finds what lies in views as well."""
+        table = GuestMemory(self.mappings, self.absent)
+        by_view = [(at, self.guest_phys_addr(host)) for view in views for at, host in view.rows()]
+        table._find_by([*zip(self.hosts[::2], self.hosts[1::2], strict=True), *by_view])
+        return table
 
     def close(self, *others: GuestMemory) -> None:
         """Unmap every region, but for those that one of the `others` has too."""
@@ -281,12 +309,12 @@ class GuestMemory:
         return self.rows[3 * row + 2] + offset
 
     def guest_phys_addr(self, host: cython.ulonglong) -> cython.ulonglong:
-        """The guest-physical address of a byte that lies at `host` in this process, in one of the regions.
+        """The guest-physical address of a byte that lies at `host` in this process, in a region or in a view of some.
 
         It is the region's by which the byte was reached: a file may be mapped as two of them.
         """
         low: cython.int = 0
-        high: cython.int = self.count
+        high: cython.int = self.host_count
         middle: cython.int
         while high - low > 1:
             middle = (low + high) >> 1

@@ -88,7 +88,9 @@ class Pump:
         return [self.first] if self.second is None else [self.first, self.second]
 
     def close(self) -> None:
-        """Close the wake descriptor. The thread has ended."""
+        """Close the wake descriptor, and what rings have mapped that were not stopped. The thread has ended."""
+        for ring in self.rings:
+            ring.close()
         if self.wake_fd >= 0:
             os.close(self.wake_fd)
             self.wake_fd = -1

@@ -15,6 +15,7 @@ cdef class Ring:
     cdef readonly int kick, call, err
     cdef bint call_may_block, err_may_block
     cdef unsigned long long desc, driver, device
+    cdef dict views
     # the ring's own state
     cdef readonly int fault
     cdef public bint reported

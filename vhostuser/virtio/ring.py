@@ -26,7 +26,8 @@ spare slot is empty (the kernel skips zero-length iovecs), so the whole burst is
 
 **IOMMU.** With an :class:`~vhostuser.virtio.iotlb.Iotlb` the ring's own addresses and those of its buffers are IOVAs.
 What is not translated yet waits: a chain in the ring (``PARK``), or the ring as a whole. The ring then has a
-:meth:`Ring.question` for the front-end, and each table that it adopts is a reason to try again.
+:meth:`Ring.question` for the front-end, and each table that it adopts is a reason to try again. An area whose pages do
+not lie side by side is mapped once more, as a :class:`~vhostuser.virtio.view.View`, as long as they are the same pages.
 
 Every field that the driver can change is read once. The control side changes a ring only between two turns, in the
 thread that turns it.
@@ -44,6 +45,7 @@ import cython
 from vhostuser.errors import MemoryAccessError, PayloadError
 from vhostuser.virtio.inflight import Part
 from vhostuser.virtio.iotlb import Iotlb, IotlbMissError
+from vhostuser.virtio.view import Pieces, View
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
     from vhostuser.virtio.dirty import DirtyLog, RingLog
@@ -84,7 +86,7 @@ FAULTS = {
     -4: "a descriptor chain is longer than its table, so it is a loop",
     -5: "an indirect descriptor was not negotiated, is nested, has NEXT set, or has a bad length or address",
     -6: "guest memory vanished under the ring: its file was truncated",
-    -7: "the ring's addresses are not in the memory table, or an area of it, behind an IOMMU, not side by side there",
+    -7: "the ring's addresses are not in the memory table, or its pages, behind an IOMMU, cannot be put side by side",
     -8: "the ring cannot go on where it was told to, or where the record of what is in flight says",
 }
 
@@ -127,6 +129,7 @@ class Ring:
         self.kick = self.call = self.err = -1
         self.call_may_block = self.err_may_block = False
         self.desc = self.driver = self.device = 0
+        self.views: dict[Pieces, View] = {}
         self.fault = 0
         self.reported = False
         self.base = 0
@@ -202,8 +205,9 @@ class Ring:
             self.reads_from, self.writes_to = iotlb.readable, iotlb.writable
         self.desc = self.driver = self.device = 0
         self.asks = ASK_NOTHING
+        before, self.views = self.views, {}
         try:
-            places = self.places(memory, iotlb)
+            places = self.places(memory, iotlb, before)
         except IotlbMissError as miss:
             self.armed = False
             self.ask(ASK_TRANSLATION, miss.iova, miss.perm)
@@ -212,8 +216,13 @@ class Ring:
             if self.started:
                 self.fail(UNPLACED)
             raise
+        finally:
+            for view in before.values():  # some of it was withdrawn
+                view.close()
         self.desc, self.driver, self.device = places
-        self.log.place(memory, self.desc, self.device)
+        if self.views:
+            self.memory = memory.viewed(self.views.values())
+        self.place_log()
         if self.started and not self.positioned:
             try:
                 self.take_position()
@@ -224,15 +233,30 @@ class Ring:
     def set_log(self, log: DirtyLog | None, own: bool, device: int | None, fd: int) -> None:
         """Log what is written from now on, as :meth:`RingLog.use` has it."""
         self.log.use(log, own, device, fd)
+        self.place_log()
+
+    def place_log(self) -> None:
+        """Tell the log where the ring lies."""
         self.log.place(self.memory, self.desc, self.device)
 
-    def places(self, memory: GuestMemory, iotlb: Iotlb | None) -> list[int]:
-        """Where descriptor, driver and device area lie. Raises as :meth:`adopt` says, and IotlbMissError."""
+    def places(self, memory: GuestMemory, iotlb: Iotlb | None, before: dict[Pieces, View]) -> list[int]:
+        """Where descriptor, driver and device area lie. Raises as :meth:`adopt` says, and IotlbMissError.
+
+        Views that still show what they have to are taken out of those from `before`.
+        """
         areas = zip(self.addresses, self.area_sizes(), self.area_permissions(), _AREAS, strict=True)
         named = [(at, size, perm, f"the {name} area of vring {self.index}") for at, size, perm, name in areas]
         if iotlb is None:
             return [memory.ring_address(at, size, name) for at, size, _, name in named]
-        return [iotlb.ring_address(*area) for area in named]
+        return [self.place_of(iotlb.ring_pieces(*area), before) for area in named]
+
+    def place_of(self, pieces: Pieces, before: dict[Pieces, View]) -> int:
+        """Where an area begins that lies in these pieces; in a view, if they are several."""
+        if len(pieces) == 1:
+            return pieces[0][0]
+        view = self.views.get(pieces) or before.pop(pieces, None) or View(pieces)
+        self.views[pieces] = view
+        return int(view.address)
 
     def start(self, base: int, part: Part | None = None) -> None:
         """Start at position `base`, as in SET_VRING_BASE. Set up and adopted rings only.
@@ -281,7 +305,16 @@ class Ring:
         self.armed = False
         self.kick = self.call = self.err = -1
         self.asks = ASK_NOTHING
+        self.close()
         return self.position() if self.positioned else self.base
+
+    def close(self) -> None:
+        """Unmap the views of its areas; nothing else of it is its own. It is not in use, or has been stopped."""
+        if self.views:
+            self.desc = self.driver = self.device = 0
+        for view in self.views.values():
+            view.close()
+        self.views = {}
 
     def question(self) -> tuple[int, int, int] | None:
         """What the front-end has to be asked now, once: ``ASK_TRANSLATION`` or ``ASK_DENIED``, IOVA, permission."""

@@ -70,7 +70,7 @@ async def what_offered_features_require_is_offered(probe: Probe) -> None:
     offered = probe.offer.virtio
     for feature, required in _REQUIRES.items():
         if offered & feature and not offered & required:
-            raise Violation(f"{feature.name} is offered, without {required!r}")
+            raise Violation(f"{feature.name} is offered without {required.name}")
 
 
 @checks("VIO-NET-3", devices=("net",), echo=True)

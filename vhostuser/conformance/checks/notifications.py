@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,6 +13,7 @@ from vhostuser.conformance.check import Violation, about, checks, each_layout
 from vhostuser.conformance.packets import Pair, frame_of
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.packed import Event, EventFlags
+from vhostuser.frontend.rings import full_fence
 from vhostuser.frontend.split import NO_NOTIFICATION
 from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import VringFd
@@ -26,6 +28,8 @@ D, R, V = DriverFeature, FrontendRequest, VhostFeature
 _FAR = 0x4000  # chains ahead
 _NO_SLOT = 0x7FFF
 _ROUNDS = 150
+_RACES = 320
+_LOOKS = 1000
 _MODES = (0, D.EVENT_IDX)
 
 
@@ -125,15 +129,16 @@ def _want_no_call(chains: Chains) -> None:
 # ---- kicks -----------------------------------------------------------------------------------------------------------
 
 
-def _asks(chains: Chains) -> bool:
-    """Whether the device asks for a kick for the next chain."""
+def _asks(chains: Chains, place: int | None = None) -> bool:
+    """Whether the device asks for a kick for the next chain, or for that at a place."""
+    place = chains.place if place is None else place
     if isinstance(chains, SplitChains):
         ring = chains.ring
-        return ring.avail_event == ring.avail_idx if ring.event_idx else not ring.used_flags & NO_NOTIFICATION
+        return ring.avail_event == place if ring.event_idx else not ring.used_flags & NO_NOTIFICATION
     assert isinstance(chains, PackedChains)
-    event, next_avail = chains.ring.device_event, chains.ring.next_avail
+    event = chains.ring.device_event
     if event.flags == EventFlags.DESC:
-        return chains.ring.event_idx and event.position == next_avail.word
+        return chains.ring.event_idx and event.position == place
     return event.flags == EventFlags.ENABLE
 
 
@@ -179,6 +184,44 @@ async def no_notification_is_lost(probe: Probe, layout: int) -> None:
             driver.kick_if_wanted(driver.work)
             with about(f"round {number}, {'with' if mode else 'without'} EVENT_IDX"):
                 await _wait(driver, count, probe.patience.answer)
+
+
+@checks("VIO-NOTIFY-5")
+@each_layout
+async def a_kick_while_the_device_falls_asleep(probe: Probe, layout: int) -> None:
+    """A driver that looks without a pause adds its next chain sooner or later after it saw the last one used."""
+    for mode in _MODES:
+        chains = await by_hand(probe, layout | mode)
+        job = chains.job()
+        for number in range(_RACES):
+            place = chains.place
+            offer = chains.prepare(*linked(job.readable, job.writable))
+            _linger(number)
+            offer()
+            full_fence()
+            if kicked := _asks(chains, place):
+                chains.kick()
+            if not _used_soon(chains) and not await chains.driver.until(partial(_used, chains)):
+                told = "asked for a kick and got one" if kicked else "did not ask for a kick, and sleeps"
+                raise Violation(f"round {number}, {'with' if mode else 'without'} EVENT_IDX: the device {told}")
+            if number % 8 == 7 and probe.device.echo is not None:
+                chains.driver.received()
+
+
+def _linger(number: int) -> None:
+    """Let some time pass, up to two milliseconds, of which a look at the clock takes the least."""
+    until = time.perf_counter() + 2e-3 * (number % 32 / 32) ** 2
+    while time.perf_counter() < until:
+        pass
+
+
+def _used_soon(chains: Chains) -> bool:
+    """Whether a chain is used while we look without a pause."""
+    return any(_used(chains) for _ in range(_LOOKS))
+
+
+def _used(chains: Chains) -> bool:
+    return bool(chains.reap())
 
 
 async def _wait(driver: Driver, count: int, seconds: float) -> None:
@@ -233,7 +276,7 @@ async def a_ring_whose_kick_pipe_is_at_its_end_is_looked_at(probe: Probe) -> Non
     reading, writing = probe.pipe()
     await driver.connection.accepted(R.SET_VRING_KICK, VringFd(driver.work.index), [reading])
     driver.give()
-    os.write(writing, bytes(8))
+    probe.poke(reading, writing)
     await driver.used(1)
     probe.drop(writing)
     for _ in range(3):

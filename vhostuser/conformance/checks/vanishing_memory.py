@@ -19,8 +19,22 @@ D = DriverFeature
 _CUT = 1  # the memory region
 
 
-async def _driver(probe: Probe, virtio: int, *, elsewhere: int | None = None) -> Driver:
-    """A driver whose memory can be cut; the ring with that index is in the region which will be."""
+async def _cut(probe: Probe, driver: Driver) -> None:
+    """Cut the memory off when whatever was under way is done."""
+    await probe.pause(probe.patience.silence)
+    probe.resize(driver.memory.regions[_CUT].fd.fileno(), 0)
+
+
+async def _breaks(driver: Driver, index: int, what: str) -> None:
+    """Kick: the ring has to be told broken."""
+    ring = driver.rings[index]
+    driver.kick(ring)
+    await driver.signalled(ring.err_fd.fileno(), f"{what} was cut off: err of vring {index}")
+    await driver.connection.talks()
+
+
+async def _with_ring(probe: Probe, virtio: int, elsewhere: int) -> Driver:
+    """A driver one of whose rings is in the memory that will be cut off."""
     driver = await probe.driver(virtio, start=False, seals=0)
     for index in range(probe.device.rings):
         ring = driver.make_ring(index, region=_CUT if index == elsewhere else 0)
@@ -31,37 +45,33 @@ async def _driver(probe: Probe, virtio: int, *, elsewhere: int | None = None) ->
     return driver
 
 
-async def _breaks(probe: Probe, driver: Driver, index: int, what: str) -> None:
-    """Cut the memory, and kick: the ring has to be told broken."""
-    probe.resize(driver.memory.regions[_CUT].fd.fileno(), 0)
-    ring = driver.rings[index]
-    driver.kick(ring)
-    await driver.signalled(ring.err_fd.fileno(), f"{what} was cut off: err of vring {index}")
-    await driver.connection.talks()
-
-
 @checks("VIO-MEM-4")
 @each_layout
 async def a_ring_that_vanishes(probe: Probe, layout: int) -> None:
     index = probe.device.ring
-    driver = await _driver(probe, layout, elsewhere=index)
-    await _breaks(probe, driver, index, "the ring")
+    driver = await _with_ring(probe, layout, index)
+    await _cut(probe, driver)
+    await _breaks(driver, index, "the ring")
 
 
 @checks("VIO-MEM-4", devices=("net",))
 @each_layout
 async def a_ring_that_vanishes_leaves_the_other_one(probe: Probe, layout: int) -> None:
-    driver = await _driver(probe, layout, elsewhere=0)
-    await _breaks(probe, driver, 0, "the ring")
+    driver = await _with_ring(probe, layout, 0)
+    await _cut(probe, driver)
+    await _breaks(driver, 0, "the ring")
     await driver.served(3)
 
 
 @checks("VIO-MEM-4")
 @each_layout
 async def a_buffer_that_vanishes(probe: Probe, layout: int) -> None:
-    driver = await _driver(probe, layout)
-    driver.give(region=_CUT)
-    await _breaks(probe, driver, probe.device.ring, "a buffer")
+    chains = await by_hand(probe, layout, seals=0)
+    await chains.served()
+    job = probe.device.job(chains.memory, region=_CUT)
+    await _cut(probe, chains.driver)
+    chains.offer(*linked(job.readable, job.writable))
+    await _breaks(chains.driver, probe.device.ring, "a buffer")
 
 
 @checks("VIO-MEM-4", needs=(D.INDIRECT_DESC,))
@@ -71,6 +81,8 @@ async def a_table_that_vanishes(probe: Probe, layout: int) -> None:
     await chains.served()
     job = chains.job()
     entries = linked(job.readable, job.writable)
-    table = chains.memory.alloc(16 * len(entries), region=_CUT)
-    chains.offer(Entry(*chains.table(*entries, at=table), INDIRECT))
-    await _breaks(probe, chains.driver, probe.device.ring, "an indirect table")
+    place = chains.memory.alloc(16 * len(entries), region=_CUT)
+    table = Entry(*chains.table(*entries, at=place), INDIRECT)
+    await _cut(probe, chains.driver)
+    chains.offer(table)
+    await _breaks(chains.driver, probe.device.ring, "an indirect table")

@@ -1,0 +1,192 @@
+"""What the fuzzing tools share: options, what they show meanwhile, and what they say at the end.
+
+Must not know: what is fuzzed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vhostuser.errors import VhostUserError
+from vhostuser.fuzz.aim import Aim
+from vhostuser.fuzz.campaign import Campaign, Settings
+from vhostuser.fuzz.campaign import Progress as Come
+from vhostuser.fuzz.establish import CONFIRMATIONS
+from vhostuser.fuzz.report import messages_of, ordered, report
+
+_FOUND = 1  # exit status
+_CANNOT = 2
+_PIPE_WIDTH = 140
+_LINE_EACH = 10.0  # seconds, where nobody watches
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--duration", type=click.FloatRange(min=1), default=60.0, show_default=True, metavar="SECONDS"),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of all chance; with one worker it repeats a run."
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Programs at the same time."
+    ),
+    click.option(
+        "--corpus",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="Keep conversations that did something new, and begin with those that are there.",
+    ),
+    click.option(
+        "--findings",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        default="findings",
+        show_default=True,
+        help="Where the transcript of each finding goes.",
+    ),
+    click.option(
+        "--patience",
+        type=click.FloatRange(min=0.01),
+        default=0.5,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long the program may be silent when it has something to say; a finding is confirmed with eight times "
+        "as much.",
+    ),
+    click.option(
+        "--json",
+        "json_file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Write the report as JSON, too.",
+    ),
+)
+
+
+def campaign_options(command: Command) -> Command:
+    """Add the options that :func:`run_campaign` takes."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def run_campaign(name: str, aim: Aim[Any], settings: Settings, json_file: Path | None) -> None:
+    """Fuzz, show how it goes and what was found, and end the program. Status 0: nothing was found; 1: something was.
+
+    Args:
+        name: The command's.
+        aim: What is fuzzed.
+        settings: What the options say.
+        json_file: Where the report goes, too.
+    """
+    console = _console()
+    begin = time.monotonic()
+    try:
+        with _watched(console, settings.duration) as news:
+            progress = trio.run(Campaign(aim, settings, news).run)
+    except (VhostUserError, OSError) as error:
+        click.echo(f"vhostuser {name}: {error}", err=True)
+        sys.exit(_CANNOT)
+    told = report(progress, settings, time.monotonic() - begin)
+    if json_file is not None:
+        json_file.write_text(json.dumps(told, indent=2) + "\n")
+    _show(console, progress, told["seconds"])
+    sys.exit(_FOUND if progress.found else 0)
+
+
+def _console() -> Console:
+    """The terminal; on a pipe, lines long enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
+
+
+# ---- meanwhile -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _watched(console: Console, duration: float) -> Iterator[Callable[[Come], None]]:
+    """What shows how far it has come: a bar on a terminal, else a line now and then."""
+    begin = time.monotonic()
+    if not console.is_terminal:
+        yield _Lines(begin)
+        return
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task("", total=duration)
+    with Live(bar, console=console, refresh_per_second=4):
+
+        def news(come: Come) -> None:
+            seconds = time.monotonic() - begin
+            bar.update(task, completed=min(seconds, duration), description=_line(come, seconds))
+
+        yield news
+
+
+class _Lines:
+    """Progress as plain lines."""
+
+    def __init__(self, begin: float) -> None:
+        self._begin = self._last = begin
+
+    def __call__(self, come: Come) -> None:
+        now = time.monotonic()
+        if now - self._last >= _LINE_EACH:
+            self._last = now
+            click.echo(f"{now - self._begin:.0f} s: {_line(come, now - self._begin)}")
+
+
+def _line(come: Come, seconds: float) -> str:
+    rate = come.conversations / max(seconds, 1e-3)
+    return (
+        f"{come.conversations} conversations ({rate:.0f}/s), {come.messages} entries, {come.targets} {come.plural}, "
+        f"{come.corpus} kept, {len(come.found)} found"
+    )
+
+
+# ---- at the end ------------------------------------------------------------------------------------------------------
+
+
+def _show(console: Console, progress: Come, seconds: float) -> None:
+    console.print(_line(progress, seconds), highlight=False)
+    console.print(_reached(progress))
+    if missing := progress.reached.unvisited():
+        console.print(f"not reached: {len(missing)} of the places above", highlight=False)
+    if not progress.found:
+        console.print("nothing was found")
+        return
+    console.print(_found(progress))
+
+
+def _found(progress: Come) -> Table:
+    table = Table("kind", "signature", "messages", "confirmed", "seen", "after", "transcript", title="Findings")
+    for found in ordered(progress):
+        table.add_row(
+            found.finding.trouble.value,
+            found.finding.signature,
+            str(messages_of(found)),
+            f"{found.confirmed} of {CONFIRMATIONS}",
+            str(found.seen),
+            f"{found.seconds:.0f} s",
+            found.path.name if found.path else "-",
+        )
+    return table
+
+
+def _reached(progress: Come) -> Table:
+    table = Table("request", *progress.reached.columns, title=progress.reached.title)
+    for name, row in progress.reached.rows():
+        if not any(cell[0] for cell in row):
+            continue
+        table.add_row(name, *(" / ".join(map(str, cell)) if cell[0] else "-" for cell in row))
+    return table
