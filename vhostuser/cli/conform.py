@@ -84,9 +84,11 @@ def command(
 ) -> None:
     """Hold a back-end to the statements of the specification.
 
-    It listens at PATH, or is started by --spawn, anew for each check. The end of the output counts; the exit status
-    is 1 if a statement failed. What differs from a choice of this project's is shown, and no failure.
+    It listens at PATH, or is started by --spawn, anew for each check. What was asked, and what came of it, is shown
+    for each statement that fails, and the numbers at the end; the exit status is 1 if there is one. What differs from
+    a choice of this project's is shown likewise, and is no failure.
 
+    \b
     Example: vhostuser conform --spawn 'vhostuser net --loop --socket-path={socket}'
     """
     target = _target(path, spawn, keep)
