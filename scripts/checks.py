@@ -44,7 +44,8 @@ ONE_EDITION = [
 FIRST_HALF = ["tests/virtio", "tests/faults"]
 
 #: Guest tests whose peers poll without a pause, or that count what a loaded machine would lose.
-POLLING = [f"{GUEST_TESTS}/test_{name}.py" for name in ("benchmark", "datapath", "dpdk", "multiqueue", "timeline")]
+_POLLING = ("benchmark", "conformance", "datapath", "dpdk", "multiqueue", "timeline")
+POLLING = [f"{GUEST_TESTS}/test_{name}.py" for name in _POLLING]
 
 #: Guest tests that the interpreted edition runs too; the others repeat what these and the unit tests show.
 SHORT_GUEST_TESTS = [f"{GUEST_TESTS}/test_{name}.py" for name in ("qemu", "uml", "rng")]

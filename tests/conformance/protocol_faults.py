@@ -290,6 +290,20 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "asked for:",
             ),
             Fault(
+                "iommu.the_pages_of_a_ring_lie_anywhere",
+                "virtio/view.py",
+                "_libc.mremap(piece.start, 0",
+                "_libc.mremap(pages[0].start, 0",
+                "chains were used in",
+            ),
+            Fault(
+                "iommu.a_ring_whose_translation_ends_within_a_page_breaks",
+                "virtio/view.py",
+                "if (at + size) % _PAGE or following % _PAGE:",
+                "if (at + size + following) % _PAGE:",
+                "err, of a ring .* was not signalled",
+            ),
+            Fault(
                 "inflight.a_region_that_is_not_there",
                 "virtio/inflight.py",
                 "if mmap_offset % _ALIGNMENT:",

@@ -16,6 +16,7 @@ from vhostuser.transcript.entries import (
     Paused,
     Resized,
     Said,
+    Saw,
     Side,
     Signalled,
     Transcript,
@@ -36,6 +37,7 @@ descriptors = st.builds(
     seals=st.integers(0, 31),
     block=st.sampled_from((0, 2 << 20)),
     blocking=st.booleans(),
+    full=st.booleans(),
     path=st.sampled_from(("", "/dev/null")),
 )
 entries: st.SearchStrategy[Entry] = st.one_of(
@@ -58,6 +60,7 @@ entries: st.SearchStrategy[Entry] = st.one_of(
     st.builds(
         Wrote, names, st.integers(0, 2**40), st.lists(st.binary(max_size=9), min_size=1).map(tuple), times, times
     ),
+    st.builds(Saw, names, st.integers(0, 2**40), st.binary(max_size=9), times),
     st.builds(Resized, names, st.integers(0, 2**40), times),
     st.builds(Signalled, names, times),
     st.builds(Paused, times, times),

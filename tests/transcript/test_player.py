@@ -14,7 +14,7 @@ import trio.testing
 from vhostuser.errors import ConnectionClosedError, EndpointError, FramingError
 from vhostuser.fds import OwnedFd
 from vhostuser.session.witness import Side
-from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Resized, Said, Signalled, Wrote
+from vhostuser.transcript.entries import Closed, Descriptor, Entry, Kind, Paused, Resized, Said, Saw, Signalled, Wrote
 from vhostuser.transcript.player import Performance, play
 from vhostuser.transport.channel import Channel
 from vhostuser.wire.codec import encode, encode_ack, encode_reply
@@ -237,6 +237,24 @@ async def test_memory_is_written_and_resized_and_kicks_arrive() -> None:
     ]
     await perform(Scripted({R.RESET_OWNER: look}), entries)
     assert seen == [(b"ring", 20, 2)]
+
+
+async def test_memory_that_is_not_as_it_was_seen_differs() -> None:
+    async def store(channel: Channel, frame: Frame) -> None:
+        (memory,) = frame.fds.filenos()
+        await answer(channel, frame)
+        await trio.testing.wait_all_tasks_blocked()
+        os.pwrite(memory, b"used", 8)
+
+    entries: list[Entry] = [
+        *NEGOTIATION,
+        ask(R.SET_OWNER, b"", NEED_REPLY, MEMORY),
+        Saw(MEMORY.name, 8, b"used"),
+        Saw(MEMORY.name, 8, b"lost"),
+        Saw("unknown", 0, b"x"),
+    ]
+    performance = await perform(Scripted({R.SET_OWNER: store}), entries, patience=0.2)
+    assert performance.differing == [5, 6]
 
 
 async def test_memory_that_changes_meanwhile_changes_until_the_end() -> None:

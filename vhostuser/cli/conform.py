@@ -30,7 +30,7 @@ from vhostuser.transcript.file import save
 @click.command("conform")
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--spawn", metavar="COMMAND", help="Start a back-end for each check; {socket} stands for its path.")
-@click.option("--keep", is_flag=True, help="Keep the one that was started until a check fails: faster.")
+@click.option("--keep", is_flag=True, help="Keep those that were started until a check fails: faster.")
 @click.option(
     "--device",
     type=click.Choice(list(DEVICES)),
@@ -60,7 +60,7 @@ from vhostuser.transcript.file import save
     default=2 * (os.cpu_count() or 1),
     show_default="two a processor",
     metavar="N",
-    help="With --spawn: how many back-ends at a time.",
+    help="With --spawn: how many back-ends at a time; 1 for one that polls.",
 )
 @click.option(
     "--patience",
@@ -84,9 +84,11 @@ def command(
 ) -> None:
     """Hold a back-end to the statements of the specification.
 
-    It listens at PATH, or is started by --spawn, anew for each check. The end of the output counts; the exit status
-    is 1 if a statement failed. What differs from a choice of this project's is shown, and no failure.
+    It listens at PATH, or is started by --spawn, anew for each check. What was asked, and what came of it, is shown
+    for each statement that fails, and the numbers at the end; the exit status is 1 if there is one. What differs from
+    a choice of this project's is shown likewise, and is no failure.
 
+    \b
     Example: vhostuser conform --spawn 'vhostuser net --loop --socket-path={socket}'
     """
     target = _target(path, spawn, keep)
@@ -152,7 +154,7 @@ class _Run:
     def told(self, total: int, result: Result) -> None:
         self._done += 1
         failed = result.outcome is Outcome.FAIL
-        quirk = next((quirk.text for quirk in self._quirks if failed and quirk.explains(result)), "")
+        quirk = next((f"{quirk.name}: {quirk.text}" for quirk in self._quirks if failed and quirk.explains(result)), "")
         self._report.add(result, quirk, self._saved(result))
         if self._status is not None:
             failures = self._report.counts[Verdict.FAIL]

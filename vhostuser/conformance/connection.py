@@ -9,13 +9,13 @@ nothing comes in time, is a violation. That nothing comes is shown by a question
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import trio
 
-from vhostuser.conformance.check import NotApplicable, Violation
+from vhostuser.conformance.check import NotApplicable, Violation, about
 from vhostuser.errors import ConnectionClosedError, FramingError, ProtocolError
 from vhostuser.transcript.entries import Kind, Side
 from vhostuser.wire import layouts
@@ -295,13 +295,13 @@ class Connection:
 
     async def talks(self, after: Frame | None = None) -> Frame:
         """The next thing that comes is the answer to a question that is asked now."""
-        question = self.frame(FrontendRequest.GET_FEATURES, flags=REQUEST)
-        told = f"after {_told(after)}: " if after else ""
-        await self.send(question)
-        answer = await self.hear(f"{told}the answer to GET_FEATURES and nothing before it")
-        if (answer.request, len(answer.payload)) != (question.request, 8) or not self._replies(answer):
-            raise Violation(f"{told}expected the answer to GET_FEATURES and nothing before it, came {answer}")
-        return answer
+        with about(f"after {_told(after)}") if after else nullcontext():
+            question = self.frame(FrontendRequest.GET_FEATURES, flags=REQUEST)
+            await self.send(question)
+            answer = await self.hear("the answer to GET_FEATURES and nothing before it")
+            if (answer.request, len(answer.payload)) != (question.request, 8) or not self._replies(answer):
+                raise Violation(f"expected the answer to GET_FEATURES and nothing before it, came {answer}")
+            return answer
 
     async def _asked_on(self) -> Frame | None:
         try:

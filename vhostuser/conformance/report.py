@@ -221,7 +221,7 @@ def as_junit(report: Report, peer: str) -> str:
     """The report as JUnit XML, a test case a statement: what differs by choice counts as skipped, with its text."""
     suite = ElementTree.Element(
         "testsuite",
-        name=f"vhostuser conform {peer}",
+        name=_clean(f"vhostuser conform {peer}"),
         tests=str(len(report.rows)),
         failures=str(report.counts[Verdict.FAIL]),
         skipped=str(report.counts[Verdict.DIFFERS] + report.counts[Verdict.NOT_APPLICABLE]),

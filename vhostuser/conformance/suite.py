@@ -80,7 +80,9 @@ async def offer_of(target: Target, device: Device, patience: Patience) -> Offer:
             if virtio & VhostFeature.PROTOCOL_FEATURES:
                 protocol = await connection.value(FrontendRequest.GET_PROTOCOL_FEATURES)
             probe.offer = Offer(virtio, protocol)
-            return Offer(virtio, protocol, await _echoes(probe))
+            offer = Offer(virtio, protocol, await _echoes(probe))
+            back_end.spoiled = False
+            return offer
         finally:
             probe.close()
 
@@ -119,15 +121,15 @@ async def run_checks(
         jobs: How many run at a time; one where they share a back-end.
         again: Whether what fails is played once more.
     """
-    limit = trio.CapacityLimiter(1 if target.shared else jobs)
+    left = iter(sorted(checks, key=lambda check: not check.slow))
 
-    async def run(check: Check) -> None:
-        async with limit:
+    async def work() -> None:
+        for check in left:
             told(await run_check(target, check, device, offer, patience, again=again))
 
     async with trio.open_nursery() as nursery:
-        for check in sorted(checks, key=lambda check: not check.slow):
-            nursery.start_soon(run, check)
+        for _ in range(1 if target.shared else jobs):
+            nursery.start_soon(work)
 
 
 async def run_check(
@@ -143,12 +145,10 @@ async def run_check(
     begin = trio.current_time()
     async with target.back_end() as back_end:
         result = await _run_at(back_end, check, device, offer, patience)
-    if result.outcome is Outcome.FAIL:
-        await target.failed()
+        back_end.spoiled = result.outcome is Outcome.FAIL
     result = replace(result, seconds=trio.current_time() - begin)
     if again and result.transcript is not None:
         otherwise = await goes_otherwise(target, result.transcript.entries, result.harm, patience)
-        await target.failed()
         result = replace(result, otherwise=otherwise)
     return result
 

@@ -37,10 +37,14 @@ class BackEnd:
     Args:
         path: Where.
         program: The program, if it was started by us.
+
+    Attributes:
+        spoiled: Whether a check failed, so that what comes next had better have another one.
     """
 
     def __init__(self, path: Path, program: Program | None = None) -> None:
         self.path = path
+        self.spoiled = False
         self._program = program
         self._pid = None if program is None else program.pid
 
@@ -103,10 +107,6 @@ class Target(ABC):
         raise NotImplementedError
         yield
 
-    async def failed(self) -> None:
-        """The back-end failed a check: who keeps it may take another one for the next."""
-        await trio.lowlevel.checkpoint()
-
     async def aclose(self) -> None:
         """No more checks come."""
         await trio.lowlevel.checkpoint()
@@ -147,32 +147,38 @@ class Spawned(Target):
 
 
 class Kept(Target):
-    """A program that is started once, and again after a check that failed.
+    """Programs that are started when all others are busy, and kept as long as their checks do not fail.
 
     Args:
         command: As for :class:`Spawned`.
     """
 
-    shared = True
+    shared = False
 
     def __init__(self, command: str) -> None:
         self.name = command
-        self._stack = AsyncExitStack()
-        self._running: BackEnd | None = None
+        self._idle: list[tuple[BackEnd, AsyncExitStack]] = []
 
     @asynccontextmanager
     async def back_end(self) -> AsyncIterator[BackEnd]:
-        """The one that runs, or a new one."""
-        if self._running is None:
-            program = await self._stack.enter_async_context(started(self.name))
-            self._running = BackEnd(program.path, program)
-        yield self._running
+        """One that has nothing to do, or a new one."""
+        back_end, stack = self._idle.pop() if self._idle else await self._start()
+        back_end.spoiled = True  # until the block has ended well
+        try:
+            yield back_end
+        finally:
+            if back_end.spoiled:
+                with trio.CancelScope(shield=True):
+                    await stack.aclose()
+            else:
+                self._idle.append((back_end, stack))
 
-    async def failed(self) -> None:
-        """The next check gets a new one."""
-        await self.aclose()
+    async def _start(self) -> tuple[BackEnd, AsyncExitStack]:
+        stack = AsyncExitStack()
+        program = await stack.enter_async_context(started(self.name))
+        return BackEnd(program.path, program), stack
 
     async def aclose(self) -> None:
-        """End the program that runs."""
-        self._running = None
-        await self._stack.aclose()
+        """End those that run."""
+        while self._idle:
+            await self._idle.pop()[1].aclose()

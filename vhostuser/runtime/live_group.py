@@ -7,7 +7,7 @@ what follows from that may fail or take long, so tasks do it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import trio
@@ -117,5 +117,15 @@ class LiveGroup:
         while True:
             try:
                 await self._device.serve(queue)
-            except GuestError as error:
-                log.info("device %s: %s", self._device.name, error)
+            except* GuestError as errors:  # a group, where the device has tasks of its own
+                for error in _each(errors):
+                    log.info("device %s: %s", self._device.name, error)
+
+
+def _each(error: BaseException) -> Iterator[BaseException]:
+    """An error, or those of a group and of the groups in it."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _each(inner)
+    else:
+        yield error

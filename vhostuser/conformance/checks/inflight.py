@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.in_flight import ENTRIES, TRACKING, Region, part_size, tracked
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.split import DriverRing
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
     from vhostuser.frontend.rings import DriverQueue
 
 P, R, V = ProtocolFeature, FrontendRequest, VhostFeature
-_TRACKING = P.INFLIGHT_SHMFD | P.REPLY_ACK | P.MQ
-_LEAVING = _TRACKING | P.GET_VRING_BASE_INFLIGHT
+_LEAVING = TRACKING | P.GET_VRING_BASE_INFLIGHT
 _CHOOSING = _LEAVING | P.GET_VRING_BASE_SKIP_DRAIN
 _NEEDS = (P.INFLIGHT_SHMFD,)
-_NUM = 64
 _SPLIT = struct.Struct("=QHHHH")  # features, version, desc_num, last_batch_head, used_idx
 _SPLIT_ENTRY = struct.Struct("=B5xHQ")  # inflight, next, counter
 _PACKED_ENTRY = struct.Struct("=BxHHH QHHIQ")  # inflight, next, last, num, counter, id, flags, len, addr
@@ -37,63 +36,17 @@ _PACKED = struct.Struct("=QHHHHHHBB")  # features, version, desc_num, free_heads
 _VERSION_AT = 8
 
 
-class _Region:
-    """The memory in which requests in flight are recorded, at the front-end's end."""
-
-    def __init__(self, told: Inflight, fd: int, packed: bool) -> None:
-        self.told = told
-        self.fd = fd
-        self.unit = 32 if packed else 16
-
-    @property
-    def part_size(self) -> int:
-        """Bytes of a ring's part."""
-        return _part_size(self.unit, self.told.queue_size)
-
-    def write(self, ring: int, at: int, data: bytes) -> None:
-        """Write into a ring's part."""
-        os.pwrite(self.fd, data, self.told.mmap_offset + ring * self.part_size + at)
-
-    def read(self, ring: int, at: int, length: int) -> bytes:
-        """Read out of a ring's part."""
-        return os.pread(self.fd, length, self.told.mmap_offset + ring * self.part_size + at)
-
-    def marks(self, ring: int) -> list[int]:
-        """The entries that are marked as in flight."""
-        entries = range(self.told.queue_size)
-        return [entry for entry in entries if self.read(ring, self.unit * (entry + 1), 1) != b"\0"]
-
-
-def _part_size(unit: int, entries: int) -> int:
-    return -(-unit * (entries + 1) // 64) * 64
-
-
-async def _tracked(
-    probe: Probe, virtio: int = 0, protocol: ProtocolFeature = _TRACKING, *, start: bool = True
-) -> tuple[Driver, _Region]:
-    """A driver with a region that the back-end made, for rings of 64."""
-    driver = await probe.driver(virtio, protocol, start=False)
-    asked = Inflight(0, 0, probe.device.rings, _NUM)
-    answer = await driver.connection.accepted(R.GET_INFLIGHT_FD, asked)
-    if not isinstance(answer.value, Inflight) or len(answer.fds) != 1 or not answer.value.mmap_size:
-        raise Violation(f"GET_INFLIGHT_FD {asked}: {answer.frame}, expected a region with its descriptor")
-    probe.record.name(answer.fds[0], "inflight")
-    if start:
-        await driver.start_all(size=_NUM)
-    return driver, _Region(answer.value, answer.fds[0], bool(virtio & V.RING_PACKED))
-
-
 # ---- the region ------------------------------------------------------------------------------------------------------
 
 
 @checks("VU-INFLIGHT-1", needs=_NEEDS)
 async def a_region_is_made(probe: Probe) -> None:
-    driver, region = await _tracked(probe, start=False)
+    driver, region = await tracked(probe, start=False)
     if os.fstat(region.fd).st_size < region.told.mmap_offset + region.told.mmap_size:
         raise Violation(f"GET_INFLIGHT_FD: {region.told}, and the file has {os.fstat(region.fd).st_size} bytes")
     if not fcntl.fcntl(region.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
         raise Violation("GET_INFLIGHT_FD: the file is not sealed against shrinking")
-    await driver.start_all(size=_NUM)
+    await driver.start_all(size=ENTRIES)
     await driver.served()
     await driver.stop_all()
     if not any(region.read(driver.work.index, _VERSION_AT, 4)):
@@ -102,7 +55,7 @@ async def a_region_is_made(probe: Probe) -> None:
 
 @checks("VU-INFLIGHT-1", needs=_NEEDS)
 async def a_region_is_brought_back(probe: Probe) -> None:
-    driver, region = await _tracked(probe)
+    driver, region = await tracked(probe)
     await driver.served(3)
     await driver.stop_all()
     for _ in range(2):
@@ -124,10 +77,10 @@ async def the_parts_of_packed_rings(probe: Probe) -> None:
 
 
 async def _parts(probe: Probe, virtio: int, unit: int) -> None:
-    connection = await probe.negotiated(probe.device.features | virtio, _TRACKING)
+    connection = await probe.negotiated(probe.device.features | virtio, TRACKING)
     for size in (1, 7, 64, 256):
         answer = await connection.accepted(R.GET_INFLIGHT_FD, Inflight(0, 0, probe.device.rings, size))
-        expected = probe.device.rings * _part_size(unit, size)
+        expected = probe.device.rings * part_size(unit, size)
         if not isinstance(answer.value, Inflight) or answer.value.mmap_size != expected:
             raise Violation(
                 f"GET_INFLIGHT_FD of {probe.device.rings} rings of {size}: {answer.value}, not {expected} bytes"
@@ -136,7 +89,7 @@ async def _parts(probe: Probe, virtio: int, unit: int) -> None:
 
 @checks("VU-INFLIGHT-2", needs=(*_NEEDS, P.REPLY_ACK))
 async def a_region_for_what_there_is_not(probe: Probe) -> None:
-    connection = await probe.negotiated(protocol=_TRACKING)
+    connection = await probe.negotiated(protocol=TRACKING)
     fd = probe.memfd(1 << 40, "region")
     for queues, size in ((0, 8), (257, 8), (1, 0), (1, 32769), (65535, 65535)):
         await connection.refused(connection.frame(R.GET_INFLIGHT_FD, Inflight(0, 0, queues, size)))
@@ -146,7 +99,7 @@ async def a_region_for_what_there_is_not(probe: Probe) -> None:
 
 @checks("VU-INFLIGHT-2", needs=(*_NEEDS, P.REPLY_ACK))
 async def a_region_that_is_not_there(probe: Probe) -> None:
-    connection = await probe.negotiated(protocol=_TRACKING)
+    connection = await probe.negotiated(protocol=TRACKING)
     fd = probe.memfd(4096, "region")
     for size, offset in ((191, 0), (4097, 0), (192, 4096), (192, (1 << 64) - 64), ((1 << 64) - 1, 64), (192, 32)):
         frame = connection.frame(R.SET_INFLIGHT_FD, Inflight(size, offset, 1, 8), [fd])
@@ -159,7 +112,7 @@ async def a_region_that_is_not_there(probe: Probe) -> None:
 
 @checks("VU-INFLIGHT-2", needs=_NEEDS)
 async def a_new_region_takes_the_place_of_the_old_one(probe: Probe) -> None:
-    connection = await probe.negotiated(protocol=_TRACKING)
+    connection = await probe.negotiated(protocol=TRACKING)
     fds = [probe.memfd(4096, f"region {number}") for number in range(2)]
     for fd in fds:
         await connection.accepted(R.SET_INFLIGHT_FD, Inflight(192, 0, 1, 8), [fd])
@@ -169,10 +122,10 @@ async def a_new_region_takes_the_place_of_the_old_one(probe: Probe) -> None:
 
 @checks("VU-INFLIGHT-3", needs=(*_NEEDS, P.REPLY_ACK))
 async def a_region_stays_while_a_ring_is_started(probe: Probe) -> None:
-    driver, region = await _tracked(probe)
+    driver, region = await tracked(probe)
     connection = driver.connection
     await driver.served()
-    await connection.refused(connection.frame(R.GET_INFLIGHT_FD, Inflight(0, 0, 1, _NUM)))
+    await connection.refused(connection.frame(R.GET_INFLIGHT_FD, Inflight(0, 0, 1, ENTRIES)))
     await connection.refused(connection.frame(R.SET_INFLIGHT_FD, region.told, [region.fd]))
     await driver.served()
     await driver.stop_all()
@@ -181,7 +134,7 @@ async def a_region_stays_while_a_ring_is_started(probe: Probe) -> None:
 
 @checks("VU-INFLIGHT-3", needs=_NEEDS)
 async def a_reset_ends_the_region(probe: Probe) -> None:
-    connection = await probe.negotiated(protocol=_TRACKING)
+    connection = await probe.negotiated(protocol=TRACKING)
     fd = probe.memfd(4096, "region")
     await connection.accepted(R.SET_INFLIGHT_FD, Inflight(192, 0, 1, 8), [fd])
     await connection.accepted(R.RESET_OWNER)
@@ -192,10 +145,10 @@ async def a_reset_ends_the_region(probe: Probe) -> None:
 # ---- the record of a split ring --------------------------------------------------------------------------------------
 
 
-async def _left(probe: Probe, virtio: int = 0) -> tuple[Driver, _Region, DriverQueue, list[int]]:
+async def _left(probe: Probe, virtio: int = 0) -> tuple[Driver, Region, DriverQueue, list[int]]:
     """Three jobs in a ring that is not started, with a region whose record is still to be written; their heads."""
-    driver, region = await _tracked(probe, virtio, start=False)
-    driver.make_rings(_NUM)
+    driver, region = await tracked(probe, virtio, start=False)
+    driver.make_rings(ENTRIES)
     heads = [driver.give() for _ in range(3)]
     return driver, region, driver.work, heads
 
@@ -207,9 +160,9 @@ async def _resumed(driver: Driver, count: int) -> list[int]:
     return [used.head for used in await driver.used(count)]
 
 
-def _write_split(region: _Region, ring: int, counters: dict[int, int], last_batch: int = 0, used_idx: int = 0) -> None:
+def _write_split(region: Region, ring: int, counters: dict[int, int], last_batch: int = 0, used_idx: int = 0) -> None:
     """The record of a split ring: chains in flight with their counters."""
-    region.write(ring, 0, _SPLIT.pack(0, 1, _NUM, last_batch, used_idx))
+    region.write(ring, 0, _SPLIT.pack(0, 1, ENTRIES, last_batch, used_idx))
     for head, counter in counters.items():
         region.write(ring, 16 * (head + 1), _SPLIT_ENTRY.pack(1, 0, counter))
 
@@ -243,7 +196,7 @@ async def a_batch_that_the_driver_knows_is_not_done_again(probe: Probe) -> None:
 
 @checks("VIO-INFLIGHT-1", "VIO-INFLIGHT-5", needs=_NEEDS)
 async def what_was_used_is_not_marked(probe: Probe) -> None:
-    driver, region = await _tracked(probe)
+    driver, region = await tracked(probe)
     await driver.served(5)
     await driver.stop_all()
     index = driver.work.index
@@ -256,7 +209,7 @@ async def what_was_used_is_not_marked(probe: Probe) -> None:
 
 @checks("VIO-INFLIGHT-5", needs=_NEEDS)
 async def a_start_goes_on_where_the_region_says(probe: Probe) -> None:
-    driver, _ = await _tracked(probe)
+    driver, _ = await tracked(probe)
     await driver.served(5)
     await driver.stop_all()
     driver.work.base = 2  # which is wrong, and does not count
@@ -270,7 +223,7 @@ async def a_start_goes_on_where_the_region_says(probe: Probe) -> None:
 # ---- the record of a packed ring -------------------------------------------------------------------------------------
 
 
-def _write_packed(region: _Region, ring: PackedDriverRing, chains: Sequence[int]) -> None:
+def _write_packed(region: Region, ring: PackedDriverRing, chains: Sequence[int]) -> None:
     """The record of a packed ring all of whose slots from 0 on are in flight, in chains of so many slots."""
     at, entries = 0, []
     for counter, slots in enumerate(chains, 1):
@@ -280,9 +233,9 @@ def _write_packed(region: _Region, ring: PackedDriverRing, chains: Sequence[int]
             head = (1, slot + 1, last, slots, counter) if slot == at else (0, slot + 1, 0, 0, 0)
             entries.append(_PACKED_ENTRY.pack(*head, buffer_id, flags, length, addr))
         at += slots
-    entries += [_PACKED_ENTRY.pack(0, entry + 1, 0, 0, 0, 0, 0, 0, 0) for entry in range(at, _NUM)]
+    entries += [_PACKED_ENTRY.pack(0, entry + 1, 0, 0, 0, 0, 0, 0, 0) for entry in range(at, ENTRIES)]
     region.write(ring.index, 32, b"".join(entries))
-    region.write(ring.index, 0, _PACKED.pack(0, 1, _NUM, at, at, 0, 0, 1, 1))
+    region.write(ring.index, 0, _PACKED.pack(0, 1, ENTRIES, at, at, 0, 0, 1, 1))
 
 
 @checks("VIO-INFLIGHT-2", needs=(*_NEEDS, V.RING_PACKED))
@@ -305,7 +258,7 @@ async def copied_descriptors_are_done_again(probe: Probe) -> None:
 
 @checks("VIO-INFLIGHT-2", "VIO-INFLIGHT-5", needs=(*_NEEDS, V.RING_PACKED))
 async def what_a_packed_ring_used_is_not_marked(probe: Probe) -> None:
-    driver, region = await _tracked(probe, V.RING_PACKED)
+    driver, region = await tracked(probe, V.RING_PACKED)
     await driver.served(5)
     position = await driver.stop(driver.work)
     index = driver.work.index
@@ -389,7 +342,7 @@ async def a_ring_stops_at_once_where_it_is_chosen(probe: Probe) -> None:
 
 async def _recorded_or_done(probe: Probe, protocol: ProtocolFeature, request: FrontendRequest) -> None:
     """Whenever a ring is stopped, each chain before its position was used or is recorded, and is used later, once."""
-    driver, region = await _tracked(probe, 0, protocol)
+    driver, region = await tracked(probe, 0, protocol)
     given = done = 0
     for _ in range(20):
         for _ in range(8):

@@ -1,16 +1,27 @@
-"""Addresses that an IOMMU translates: what is asked, what is used, and what is withdrawn.
-
-The memory's addresses are I/O virtual ones here; the table tells others. Two memory regions: rings in the first one,
-whose translation is there from the start unless a check withholds it, and jobs in the second one, page by page.
-"""
+"""Addresses that an IOMMU translates: what is asked, what is used, and what is withdrawn."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vhostuser.conformance.check import Violation, checks, each_layout
+from vhostuser.conformance.iommu import (
+    BOTH,
+    LAYOUT,
+    PROTOCOL,
+    READ,
+    ROOM,
+    WRITE,
+    behind_an_iommu,
+    invalidate,
+    miss,
+    missed,
+    update,
+    withheld_job,
+)
 from vhostuser.frontend.dirty import PAGE
 from vhostuser.frontend.iommu import IOVA_BASE
+from vhostuser.frontend.split import DriverRing, Used
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64, Iotlb, IotlbType, Log
 from vhostuser.wire.requests import BackendRequest, FrontendRequest
@@ -23,65 +34,14 @@ if TYPE_CHECKING:
 
 B, P, R, V = BackendRequest, ProtocolFeature, FrontendRequest, VhostFeature
 _NEEDS = (V.ACCESS_PLATFORM, P.BACKEND_REQ)
-_PROTOCOL = P.BACKEND_REQ | P.REPLY_ACK | P.MQ
-_MIB = 1 << 20
-_ROOM = 12 * _MIB
-_LAYOUT = ((IOVA_BASE, 4 * _MIB), (IOVA_BASE + (1 << 32), _ROOM))
-_READ, _WRITE, _BOTH = 1, 2, 3
+_KICKS = 10
 _MOST = 2048  # translations that are kept
-
-
-async def _behind_an_iommu(
-    probe: Probe, protocol: ProtocolFeature = _PROTOCOL, *, virtio: int = 0, known: bool = True, start: bool = True
-) -> tuple[Driver, OwnChannel]:
-    """A driver behind an IOMMU; `known`: all addresses of rings, and of what the driver posts, are translated."""
-    connection = await probe.negotiated(probe.device.features | V.ACCESS_PLATFORM | virtio, protocol)
-    driver = probe.drive(connection, probe.memory(*_LAYOUT))
-    own = await probe.own_channel(connection)
-    await driver.tell_memory()
-    if known:
-        await _update(driver, *_LAYOUT[0])
-    if start:
-        await driver.start_all()
-    return driver, own
-
-
-async def _update(driver: Driver, iova: int, size: int, perm: int = _BOTH, to: int | None = None) -> None:
-    """Tell the translation of a range, to where it is or elsewhere."""
-    uaddr = driver.memory.userspace_addr(iova if to is None else to)
-    await driver.connection.accepted(R.IOTLB_MSG, Iotlb(iova, size, uaddr, perm, IotlbType.UPDATE))
-
-
-async def _invalidate(driver: Driver, iova: int, size: int) -> None:
-    await driver.connection.accepted(R.IOTLB_MSG, Iotlb(iova, size, 0, 0, IotlbType.INVALIDATE))
-
-
-async def _missed(own: OwnChannel, value: int = 0) -> Iotlb:
-    """The next miss, which is acknowledged."""
-    message = await own.asked(B.IOTLB_MSG, "for an address that is not translated")
-    iotlb = _miss(message)
-    await own.answer(message, value)
-    return iotlb
-
-
-def _miss(message: Message) -> Iotlb:
-    iotlb = message.payload
-    if not isinstance(iotlb, Iotlb) or iotlb.type != IotlbType.MISS:
-        raise Violation(f"expected IOTLB_MSG of type MISS, came {message}")
-    return iotlb
-
-
-def _job(driver: Driver) -> int:
-    """Give a job on a page of its own in the second region, whose translation is withheld, and kick."""
-    page = driver.memory.alloc(PAGE, PAGE, 1)
-    driver.give(region=1)
-    driver.kick(driver.work)
-    return page + PAGE
+_IN_A_PAGE = PAGE // 16  # descriptors
 
 
 @checks("VU-IOTLB-1", needs=_NEEDS)
 async def buffers_are_translated(probe: Probe) -> None:
-    driver, _ = await _behind_an_iommu(probe)
+    driver, _ = await behind_an_iommu(probe)
     await driver.served(3)
     if probe.offer.echo:
         await driver.effective()
@@ -89,66 +49,66 @@ async def buffers_are_translated(probe: Probe) -> None:
 
 @checks("VU-IOTLB-1", needs=(*_NEEDS, V.RING_PACKED))
 async def buffers_are_translated_with_packed_rings(probe: Probe) -> None:
-    driver, _ = await _behind_an_iommu(probe, virtio=V.RING_PACKED)
+    driver, _ = await behind_an_iommu(probe, virtio=V.RING_PACKED)
     await driver.served(3)
 
 
 @checks("VU-IOTLB-2", needs=_NEEDS)
 async def an_update_replaces_what_it_overlaps(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
-    second, _ = _LAYOUT[1]
-    await _update(driver, second, _ROOM)
-    await _update(driver, second + _ROOM - PAGE, PAGE)
-    job = _job(driver)
-    asked = await _missed(own)
+    driver, own = await behind_an_iommu(probe)
+    second, _ = LAYOUT[1]
+    await update(driver, second, ROOM)
+    await update(driver, second + ROOM - PAGE, PAGE)
+    job = withheld_job(driver)
+    asked = await missed(own)
     if asked.iova // PAGE != job // PAGE:
         raise Violation(f"a miss for {job:#x} is due, whose translation was replaced in part; came {asked}")
-    await _update(driver, second, _ROOM)
+    await update(driver, second, ROOM)
     await driver.used(1)
 
 
 @checks("VU-IOTLB-2", needs=_NEEDS)
 async def an_invalidation_withdraws_what_it_touches(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
-    second, _ = _LAYOUT[1]
-    await _update(driver, second, _ROOM)
-    await _invalidate(driver, second + _ROOM - PAGE, 1)
-    _job(driver)
-    await _missed(own)
-    await _update(driver, second, _ROOM)
+    driver, own = await behind_an_iommu(probe)
+    second, _ = LAYOUT[1]
+    await update(driver, second, ROOM)
+    await invalidate(driver, second + ROOM - PAGE, 1)
+    withheld_job(driver)
+    await missed(own)
+    await update(driver, second, ROOM)
     await driver.used(1)
 
 
 @checks("VU-IOTLB-3", needs=_NEEDS)
 async def what_was_withdrawn_is_not_used(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
-    second, size = _LAYOUT[1]
+    driver, own = await behind_an_iommu(probe)
+    second, size = LAYOUT[1]
     for _ in range(3):
-        await _update(driver, second, size)
-        _job(driver)
+        await update(driver, second, size)
+        withheld_job(driver)
         await driver.used(1)
-        await _invalidate(driver, second, size)
-        _job(driver)
-        await _missed(own)
+        await invalidate(driver, second, size)
+        withheld_job(driver)
+        await missed(own)
         await driver.left_alone()
-        await _update(driver, second, size)
+        await update(driver, second, size)
         await driver.used(1)
 
 
 @checks("VU-IOTLB-4", needs=_NEEDS)
 async def translations_that_cannot_be_are_refused(probe: Probe) -> None:
-    driver, _ = await _behind_an_iommu(probe)
+    driver, _ = await behind_an_iommu(probe)
     await driver.served()
     connection = driver.connection
-    uaddr = driver.memory.userspace_addr(_LAYOUT[1][0])
+    uaddr = driver.memory.userspace_addr(LAYOUT[1][0])
     for bad in (
-        Iotlb(0, 0, uaddr, _BOTH, IotlbType.UPDATE),
-        Iotlb((1 << 64) - 1, 2, uaddr, _BOTH, IotlbType.UPDATE),
-        Iotlb(0, PAGE, 0x1000, _BOTH, IotlbType.UPDATE),
+        Iotlb(0, 0, uaddr, BOTH, IotlbType.UPDATE),
+        Iotlb((1 << 64) - 1, 2, uaddr, BOTH, IotlbType.UPDATE),
+        Iotlb(0, PAGE, 0x1000, BOTH, IotlbType.UPDATE),
         Iotlb(0, PAGE, uaddr, 0, IotlbType.UPDATE),
         Iotlb(0, PAGE, uaddr, 7, IotlbType.UPDATE),
-        Iotlb(0, PAGE, 0, _BOTH, IotlbType.MISS),
-        Iotlb(0, PAGE, 0, _BOTH, 9),
+        Iotlb(0, PAGE, 0, BOTH, IotlbType.MISS),
+        Iotlb(0, PAGE, 0, BOTH, 9),
         Iotlb(0x1000, 0, 0, 0, IotlbType.INVALIDATE),
         Iotlb((1 << 64) - 1, 2, 0, 0, IotlbType.INVALIDATE),
     ):
@@ -158,12 +118,12 @@ async def translations_that_cannot_be_are_refused(probe: Probe) -> None:
 
 @checks("VU-IOTLB-4", needs=_NEEDS)
 async def invalidating_nothing_at_0_withdraws_everything(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
+    driver, own = await behind_an_iommu(probe)
     await driver.served()
-    await _invalidate(driver, 0, 0)
+    await invalidate(driver, 0, 0)
     driver.give()
     driver.kick(driver.work)
-    await _missed(own)
+    await missed(own)
 
 
 @checks("VU-IOTLB-4", "VU-REP-8")
@@ -175,21 +135,21 @@ async def translations_without_the_feature_are_refused(probe: Probe) -> None:
 
 @checks("VU-IOTLB-5", needs=_NEEDS)
 async def the_oldest_translation_goes_first(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe, known=False, start=False)
-    second, _ = _LAYOUT[1]
+    driver, own = await behind_an_iommu(probe, known=False, start=False)
+    second, _ = LAYOUT[1]
     for number in range(_MOST):
-        await _update(driver, second + number * PAGE, PAGE)
-    await _update(driver, *_LAYOUT[0])
+        await update(driver, second + number * PAGE, PAGE)
+    await update(driver, *LAYOUT[0])
     await driver.start_all()
     driver.memory.alloc(64, region=1)  # the first page
     driver.give(region=1)
     driver.kick(driver.work)
-    asked = await _missed(own)
+    asked = await missed(own)
     if asked.iova // PAGE != second // PAGE:
         raise Violation(
             f"of {_MOST + 1} translations the oldest, of {second:#x}, is to be asked for again; came {asked}"
         )
-    await _update(driver, second, PAGE)
+    await update(driver, second, PAGE)
     await driver.used(1)
     driver.memory.alloc(4 * PAGE, PAGE, 1)
     driver.give(region=1)
@@ -200,7 +160,7 @@ async def the_oldest_translation_goes_first(probe: Probe) -> None:
 
 @checks("VU-IOTLB-6", needs=_NEEDS)
 async def a_new_memory_table_keeps_translations(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
+    driver, own = await behind_an_iommu(probe)
     await driver.served(2)
     await driver.tell_memory()
     await driver.served(2)
@@ -209,23 +169,23 @@ async def a_new_memory_table_keeps_translations(probe: Probe) -> None:
 
 @checks("VU-IOTLB-7", needs=_NEEDS)
 async def a_ring_waits_until_its_addresses_are_translated(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe, known=False)
+    driver, own = await behind_an_iommu(probe, known=False)
     driver.give()
-    asked = await _missed(own)
-    first, size = _LAYOUT[0]
+    asked = await missed(own)
+    first, size = LAYOUT[0]
     if not first <= asked.iova < first + size:
         raise Violation(f"a miss in the rings' memory, {first:#x}+{size:#x}, is due, came {asked}")
     await driver.left_alone()
-    await _update(driver, first, size)
+    await update(driver, first, size)
     await driver.used(1)
 
 
 @checks("VU-IOTLB-8", needs=_NEEDS)
 async def an_access_that_is_not_allowed(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
-    second, size = _LAYOUT[1]
-    allowed, wanted = (_READ, _WRITE) if probe.device.writes else (_WRITE, _READ)
-    await _update(driver, second, size, allowed)
+    driver, own = await behind_an_iommu(probe)
+    second, size = LAYOUT[1]
+    allowed, wanted = (READ, WRITE) if probe.device.writes else (WRITE, READ)
+    await update(driver, second, size, allowed)
     page = driver.memory.alloc(PAGE, PAGE, 1)
     buffer = (page, 128)
     if probe.device.writes:
@@ -250,9 +210,9 @@ async def an_access_that_is_not_allowed(probe: Probe) -> None:
 
 @checks("VU-IOTLB-9", needs=_NEEDS)
 async def a_miss_that_is_not_answered_stalls_its_ring_alone(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
+    driver, own = await behind_an_iommu(probe)
     await driver.served()
-    _job(driver)
+    withheld_job(driver)
     await own.asked(B.IOTLB_MSG)
     await driver.connection.talks()
     await driver.left_alone()
@@ -262,27 +222,34 @@ async def a_miss_that_is_not_answered_stalls_its_ring_alone(probe: Probe) -> Non
 
 @checks("VU-IOTLB-9", needs=_NEEDS)
 async def a_miss_that_is_refused_is_asked_for_again(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
-    second, size = _LAYOUT[1]
-    _job(driver)
-    await _missed(own, 1)
-    await driver.left_alone()  # which kicks
-    await _missed(own)
-    await _update(driver, second, size)
+    driver, own = await behind_an_iommu(probe)
+    second, size = LAYOUT[1]
+    withheld_job(driver)
+    await missed(own, 1)
+    await driver.left_alone(kick=False)
+    for _ in range(_KICKS):  # the first may come before the back-end has read the refusal
+        driver.kick(driver.work)
+        if (message := await own.asked_in_silence()) is not None:
+            miss(message)
+            await own.answer(message)
+            break
+    else:
+        raise Violation(f"a miss was refused, and is not asked for again by any of {_KICKS} kicks")
+    await update(driver, second, size)
     await driver.used(1)
 
 
 @checks("VU-IOTLB-10", needs=_NEEDS)
 async def a_miss_is_asked_for_and_the_ring_goes_on(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
+    driver, own = await behind_an_iommu(probe)
     for _ in range(3):
-        page = _job(driver)
-        asked = await _missed(own)
-        perm = _WRITE if probe.device.writes and not _reads_first(driver) else _READ
+        page = withheld_job(driver)
+        asked = await missed(own)
+        perm = WRITE if probe.device.writes and not _reads_first(driver) else READ
         if asked.iova // PAGE != page // PAGE or not asked.perm & perm:
             raise Violation(f"a miss for {page:#x} and permission {perm} is due, came {asked}")
         await driver.left_alone(kick=False)  # a kick would have it ask again
-        await _update(driver, page & -PAGE, PAGE)
+        await update(driver, page & -PAGE, PAGE)
         await driver.used(1)
 
 
@@ -293,15 +260,15 @@ def _reads_first(driver: Driver) -> bool:
 @checks("VIO-MEM-2", needs=_NEEDS)
 @each_layout
 async def a_chain_that_waits_holds_up_those_behind_it(probe: Probe, layout: int) -> None:
-    driver, own = await _behind_an_iommu(probe, virtio=layout)
+    driver, own = await behind_an_iommu(probe, virtio=layout)
     first = driver.give()
     page = driver.memory.alloc(PAGE, PAGE, 1) + PAGE
     second, third = driver.give(region=1), driver.give()
     driver.kick(driver.work)
     order = [used.head for used in await driver.used(1)]
-    await _missed(own)
+    await missed(own)
     await driver.left_alone(kick=False)
-    await _update(driver, page, PAGE)
+    await update(driver, page, PAGE)
     order += [used.head for used in await driver.used(2)]
     if order != [first, second, third]:
         raise Violation(f"chains {first}, {second}, {third}, the second waits for its translation; used were {order}")
@@ -309,40 +276,40 @@ async def a_chain_that_waits_holds_up_those_behind_it(probe: Probe, layout: int)
 
 @checks("VU-IOTLB-11", needs=_NEEDS)
 async def a_page_is_asked_for_once_at_a_time(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe, known=False, start=False)
-    first, size = _LAYOUT[0]
+    driver, own = await behind_an_iommu(probe, known=False, start=False)
+    first, size = LAYOUT[0]
     for index in range(probe.device.rings):
         driver.make_ring(index, 16)  # all of them in one page
     for ring in driver.rings.values():
         driver.post(ring)
         await driver.start(ring)
-    asked = [await _missed(own)]
+    asked = [await missed(own)]
     while (message := await own.asked_in_silence()) is not None:
-        asked.append(_miss(message))
+        asked.append(miss(message))
         await own.answer(message)
     pages = [iotlb.iova // PAGE for iotlb in asked]
     if len(pages) != len(set(pages)):
         raise Violation(f"{len(driver.rings)} rings in the same pages wait; asked for: {', '.join(map(str, asked))}")
-    await _update(driver, first, size)
+    await update(driver, first, size)
     await driver.served()
 
 
 @checks("VU-IOTLB-12", needs=_NEEDS)
 async def translations_end_with_the_last_ring(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe)
+    driver, own = await behind_an_iommu(probe)
     await driver.served()
     await driver.stop_all()
     for ring in driver.rings.values():
         await driver.start(ring)
-    await _missed(own)
-    await _update(driver, *_LAYOUT[0])
+    await missed(own)
+    await update(driver, *LAYOUT[0])
     await driver.served()
 
 
 @checks("VU-IOTLB-13", needs=(*_NEEDS, P.LOG_SHMFD, V.LOG_ALL))
 async def the_log_is_by_guest_physical_address(probe: Probe) -> None:
-    driver, _ = await _behind_an_iommu(probe, _PROTOCOL | P.LOG_SHMFD)
-    log = probe.dirty_log(_LAYOUT[1][0] - IOVA_BASE + _ROOM)
+    driver, _ = await behind_an_iommu(probe, PROTOCOL | P.LOG_SHMFD)
+    log = probe.dirty_log(LAYOUT[1][0] - IOVA_BASE + ROOM)
     await driver.connection.accepted(R.SET_LOG_BASE, Log(log.size, 0), [log.fd.fileno()])
     await driver.connection.accepted(R.SET_FEATURES, U64(driver.connection.features | V.LOG_ALL))
     for ring in driver.rings.values():
@@ -358,34 +325,64 @@ async def the_log_is_by_guest_physical_address(probe: Probe) -> None:
 
 
 @checks("VU-IOTLB-14", needs=_NEEDS)
-async def an_area_that_is_not_side_by_side_breaks_its_ring(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe, start=False)
+async def the_pages_of_a_ring_lie_anywhere(probe: Probe) -> None:
+    driver, _ = await behind_an_iommu(probe, start=False)
+    driver.make_rings()
+    ring = driver.make_ring(driver.device.ring, 512, region=1)  # its table takes two pages
+    assert isinstance(ring, DriverRing)
+    heads = [driver.give()]
+    while heads[-1] < _IN_A_PAGE:
+        heads.append(driver.give())
+    done = heads[:-1]  # all in the first page are used already
+    for slot, head in enumerate(done):
+        ring.set_used(slot, Used(head, 0))
+        driver.forget(head)
+    ring.used_idx = ring.base = len(done)
+    ring.reap()
+    memory, second = driver.memory, ring.desc_addr + PAGE
+    elsewhere = memory.alloc(PAGE, PAGE, 1)
+    memory.write(elsewhere, memory.read(second, PAGE))
+    memory.write(ring.desc_addr, b"\xff" * (2 * PAGE))  # no descriptor is like that
+    begin, size = LAYOUT[1]
+    for iova, length, to in (
+        (begin, second - begin, begin),
+        (second, PAGE, elsewhere),
+        (second + PAGE, begin + size - second - PAGE, second + PAGE),
+    ):
+        await update(driver, iova, length, to=to)
+    for each in driver.rings.values():
+        await driver.start(each)
+    await driver.used(1)
+
+
+@checks("VU-IOTLB-14", needs=_NEEDS)
+async def a_ring_whose_translation_ends_within_a_page_breaks(probe: Probe) -> None:
+    driver, own = await behind_an_iommu(probe, start=False)
     driver.make_rings()
     ring = driver.make_ring(driver.device.ring, 512, region=1)  # its table takes two pages
     for each in driver.rings.values():
         await driver.start(each)
-    await _missed(own)
-    begin = ring.desc_addr & -PAGE
-    second, size = _LAYOUT[1]
-    for number, page in enumerate((0, 2, 1)):
-        await _update(driver, begin + number * PAGE, PAGE, to=begin + page * PAGE)
-    await _update(driver, begin + 3 * PAGE, second + size - begin - 3 * PAGE)
+    await missed(own)
+    begin, size = LAYOUT[1]
+    end = ring.desc_addr + PAGE + PAGE // 2
+    await update(driver, begin, end - begin)
+    await update(driver, end, begin + size - end - PAGE, to=end + PAGE)
     await driver.signalled(ring.err_fd.fileno(), "err, of a ring whose table is not side by side in memory,")
     await driver.connection.talks()
 
 
 @checks("VU-BACK-2", needs=_NEEDS)
 async def without_reply_ack_nothing_is_waited_for(probe: Probe) -> None:
-    driver, own = await _behind_an_iommu(probe, P.BACKEND_REQ | P.MQ)
+    driver, own = await behind_an_iommu(probe, P.BACKEND_REQ | P.MQ)
     message = await _asked_for_a_job(driver, own)
     if message.need_reply:
         raise Violation(f"REPLY_ACK is not acknowledged, and {message} asks for an acknowledgement")
-    page = _miss(message).iova & -PAGE
-    await _update(driver, page, PAGE)
+    page = miss(message).iova & -PAGE
+    await update(driver, page, PAGE)
     await driver.used(1)
     await _asked_for_a_job(driver, own)
 
 
 async def _asked_for_a_job(driver: Driver, own: OwnChannel) -> Message:
-    _job(driver)
+    withheld_job(driver)
     return await own.asked(B.IOTLB_MSG, "for an address that is not translated")

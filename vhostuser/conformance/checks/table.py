@@ -11,6 +11,7 @@ from vhostuser.spec.transcripts import transcripts
 from vhostuser.transcript.descriptors import Props
 from vhostuser.transcript.entries import Closed, Said, Side, Transcript
 from vhostuser.transcript.file import parse
+from vhostuser.transcript.staging import staged
 from vhostuser.wire import layouts
 from vhostuser.wire.codec import decode
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
@@ -132,7 +133,7 @@ async def _played(probe: Probe, transcript: Transcript) -> bool:
         return False
     with Props() as props:
         connection = await probe.connect()
-        for entry in transcript.entries:
+        for _, entry in staged(transcript.entries):  # old recordings do not tell how large files were
             if isinstance(entry, Closed):
                 connection.close()
                 connection = await probe.connect()

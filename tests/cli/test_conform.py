@@ -1,0 +1,87 @@
+"""``vhostuser conform``: what it is asked, what it shows, and what the exit status says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vhostuser.cli import main
+from vhostuser.transcript.file import load
+
+SCRIPTED = Path(__file__).parents[1] / "conformance" / "scripted.py"
+DIES, WELL = (f"{sys.executable} {SCRIPTED} {wrong} {{socket}}" for wrong in ("dies", "nothing"))
+OWNER = "negotiation.an_owner_*"
+
+
+def conform(*words: object) -> Result:
+    """What the command says, and its status."""
+    return CliRunner().invoke(main, ["conform", "--device=rng", *map(str, words)])
+
+
+def test_the_help_has_an_example() -> None:
+    result = conform("--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Example: vhostuser conform --spawn 'vhostuser net --loop --socket-path={socket}'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "exactly one of PATH and --spawn is needed"),
+        (["x.sock", "--spawn=y {socket}"], "exactly one of PATH and --spawn is needed"),
+        (["x.sock", "--keep"], "--keep needs --spawn"),
+        (["x.sock", "--only=VU-NO-*"], "--only VU-NO-*: no statement that has a check, and no check, is called so"),
+        (["/nowhere/x.sock"], "/nowhere/x.sock: No such file or directory"),
+        (["--spawn=no-such-program {socket}"], "no-such-program"),
+        (["--spawn=true"], "{socket}"),
+        (["--peer=windows", "x.sock"], "'windows' is not one of 'libvhost-user', 'dpdk', 'rust-vmm'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_told(words: list[str], text: str) -> None:
+    result = conform(*words)
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert text in result.stderr.splitlines()[-1]
+
+
+def test_what_passes_is_a_line() -> None:
+    result = conform(f"--spawn={WELL}", "--only=VU-NEG-1", "--only=framing.reserved_*")
+    assert result.exit_code == 0, result.output
+    *rows, totals = result.output.splitlines()
+    assert [row.split()[:2] for row in rows] == [["pass", "VU-HDR-5"], ["pass", "VU-NEG-1"]]
+    assert totals.endswith("2 were run: 2 pass, 0 fail, 0 differs by choice; 0 not applicable")
+    assert result.stderr == ""
+    assert "\x1b" not in result.output
+
+
+def test_what_fails_is_told_and_saved_and_played_again(tmp_path: Path) -> None:
+    result = conform(f"--spawn={DIES}", f"--only={OWNER}", f"--save={tmp_path / 'saved'}")
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert lines[0].startswith("fail ")
+    assert "the back-end died: SIGABRT" in lines[1]
+    (path,) = (tmp_path / "saved").iterdir()
+    assert lines[2] == f"    transcript: {path}; played again, it went the same way"
+    assert "the back-end died: SIGABRT" in load(path).scene
+
+
+@pytest.mark.parametrize(("spawn", "only", "failed"), [(WELL, "VU-NEG-1", False), (DIES, OWNER, True)])
+def test_other_programs_read_it(spawn: str, only: str, failed: bool) -> None:
+    result = conform(f"--spawn={spawn}", f"--only={only}", "--format=json", "--keep")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["peer"]) == (failed, spawn)
+    assert {row["verdict"] for row in told["results"]} == {"fail" if failed else "pass"}
+    junit = conform(f"--spawn={spawn}", f"--only={only}", "--format=junit")
+    suite = ElementTree.fromstring(junit.stdout)
+    assert (junit.exit_code, len(suite)) == (failed, len(told["results"]))
+    assert (suite.attrib["failures"] != "0") is failed
+
+
+def test_what_is_known_of_a_peer_is_named() -> None:
+    result = conform(f"--spawn={DIES}", f"--only={OWNER}", "--peer=rust-vmm")
+    assert "    known: one-owner: a second SET_OWNER is refused" in result.output.splitlines()
