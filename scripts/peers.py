@@ -1,7 +1,8 @@
-"""The tools for any back-end, aimed at the back-ends that Debian has and at ours; and a page of what they found.
+"""This package's tools aimed at the back-ends and front-ends that Debian has, and at ours; a page of what they found.
 
-Runs as ``scripts/peers``. Each peer is held to the statements, then fuzzed from an empty corpus; the evidence goes to
-``evidence/peers.json``, and `--page` writes it down for readers, so that no number there comes by hand.
+Runs as ``scripts/peers``. Each back-end is held to the statements, then fuzzed from an empty corpus; a front-end is
+fuzzed. What was found is kept in ``evidence/peers.json`` as soon as it is there, so that peers can be examined one by
+one, and `--page` writes down for readers all that is kept: no number there comes by hand.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,24 +28,32 @@ EVIDENCE = Path("evidence/peers.json")
 CONFORM_TIME = 1800.0
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 
+_TESTPMD = "dpdk-testpmd --no-huge -m 256 --no-pci --no-shconf --no-telemetry -l 0,1"
+_QEMU_CARD = (
+    "-chardev socket,id=c,path={socket},reconnect=1 -netdev vhost-user,id=n,chardev=c "
+    "-device virtio-net-pci,netdev=n,vectors=0"
+)
+_OURS = f"{sys.executable} -m vhostuser net --loop --queues=2 --socket-path={{socket}}"
+_ALL_OF_OURS = "--mtu=1500 --inband --postcopy --features=+ACCESS_PLATFORM"
+
 
 @dataclass(frozen=True)
 class Peer:
-    """A back-end.
+    """A program at the other end.
 
     Attributes:
         title: for readers.
         version: a command that prints it.
-        spawn: the command that serves at {socket}.
-        device: what it is, for the conformance suite.
-        known: whose quirks the suite should name.
+        spawn: the command that serves at {socket}, or connects to it.
+        fuzz: the tool that fuzzes it, with its options.
+        conform: options of the conformance suite; None for a front-end, which has no such suite.
     """
 
     title: str
     version: tuple[str, ...]
     spawn: str
-    device: str = "net"
-    known: str | None = None
+    fuzz: tuple[str, ...] = ("fuzz",)
+    conform: tuple[str, ...] | None = None
 
 
 PEERS = {
@@ -52,45 +62,83 @@ PEERS = {
         ("qemu-storage-daemon", "--version"),
         "qemu-storage-daemon --blockdev driver=null-co,node-name=f,size=1048576 --export "
         "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={socket},writable=on",
-        "blk",
-        "libvhost-user",
+        conform=("--device=blk", "--peer=libvhost-user"),
     ),
     "dpdk": Peer(
         "DPDK net_vhost",
         ("dpdk-testpmd", "--version"),
-        "dpdk-testpmd --no-huge -m 256 --no-pci --no-shconf --no-telemetry -l 0,1 "
-        "--vdev=net_vhost0,iface={socket},queues=1 "
-        "-- -i -a --forward-mode=io --port-topology=loop --total-num-mbufs=4096",
-        known="dpdk",
+        f"{_TESTPMD} --vdev=net_vhost0,iface={{socket}},queues=2 "
+        "-- -i -a --nb-cores=1 --rxq=2 --txq=2 --forward-mode=io --port-topology=loop --total-num-mbufs=4096",
+        conform=("--peer=dpdk", "--keep", "--jobs=1"),
     ),
     "ours": Peer(
-        "vhostuser",
+        "vhostuser net",
         (sys.executable, "-m", "vhostuser", "--version"),
-        f"{sys.executable} -m vhostuser net --loop --queues=2 --socket-path={{socket}}",
+        f"{_OURS} {_ALL_OF_OURS}",
+        conform=(),
+    ),
+    "qemu": Peer(
+        "QEMU, virtio-net-pci",
+        ("qemu-system-x86_64", "--version"),
+        "qemu-system-x86_64 -accel tcg -M q35 -m 64 -nodefaults -display none "
+        f"-object memory-backend-memfd,id=m,size=64M,share=on -numa node,memdev=m {_QEMU_CARD}",
+        fuzz=("fuzz-frontend",),
+    ),
+    "virtio-user": Peer(
+        "DPDK virtio-user",
+        ("dpdk-testpmd", "--version"),
+        f"{_TESTPMD} --vdev=net_virtio_user0,path={{socket}},queues=1,server=1 -- -i -a --total-num-mbufs=4096",
+        fuzz=("fuzz-frontend", "--connect"),
     ),
 }
 
 
-def examine(peer: Peer, seconds: float, seeds: int, workers: int) -> dict[str, Any]:
-    """Hold a peer to the statements, and fuzz it for so many seconds a seed. Raises RigError."""
-    with tempfile.TemporaryDirectory(prefix="vhu-peers-") as name:
-        folder = Path(name)
-        quirks = [f"--peer={peer.known}"] if peer.known else []
-        words = ["conform", "--format=json", f"--device={peer.device}", f"--spawn={peer.spawn}", *quirks]
-        conformance = json.loads(run_tool(words, CONFORM_TIME))
-        campaigns = []
-        for seed in range(1, seeds + 1):
-            file = folder / f"{seed}.json"
-            words = ["fuzz", f"--spawn={peer.spawn}", f"--duration={seconds}", f"--seed={seed}", f"--workers={workers}"]
-            run_tool([*words, f"--json={file}", f"--findings={folder / str(seed)}"], 3 * seconds + 300)
-            campaigns.append(json.loads(file.read_text()))
-    return {"version": _version(peer), "conformance": conformance, "campaigns": campaigns}
+def conformance(peer: Peer, options: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Hold a back-end to the statements; each failure is played again. Raises RigError."""
+    words = ["conform", "--format=json", f"--save={folder}", f"--spawn={peer.spawn}", *options]
+    told: dict[str, Any] = json.loads(run_tool(words, CONFORM_TIME))
+    return told
 
 
-def _version(peer: Peer) -> str:
+def campaign(peer: Peer, seed: int, seconds: float, workers: int, folder: Path) -> dict[str, Any]:
+    """Fuzz a peer from an empty corpus. Raises RigError."""
+    file = folder / "report.json"
+    words = [*peer.fuzz, f"--spawn={peer.spawn}", f"--duration={seconds}", f"--seed={seed}", f"--workers={workers}"]
+    run_tool([*words, f"--json={file}", f"--findings={folder}"], 3 * seconds + 300)
+    told: dict[str, Any] = json.loads(file.read_text())
+    return told
+
+
+def version(peer: Peer) -> str:
+    """What it calls its version."""
     done = subprocess.run(peer.version, capture_output=True, text=True, check=False)
     found = re.search(r"\d+\.\d+[\w.+~-]*", done.stdout + done.stderr)
     return found[0] if found else "unknown"
+
+
+# ---- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def kept() -> dict[str, Any]:
+    """What was found so far, by peer."""
+    told: dict[str, Any] = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else {}
+    return told
+
+
+def keep(name: str, **parts: Any) -> None:
+    """Keep what was found of a peer, with the day and the commit; of campaigns each seed's."""
+    evidence = kept()
+    about = evidence.setdefault(name, {"campaigns": {}})
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    stamp = {"when": datetime.now(UTC).date().isoformat(), "commit": done.stdout.strip()}
+    for part, told in parts.items():
+        if part == "campaign":
+            about["campaigns"][str(told["seed"])] = told | stamp
+        else:
+            about[part] = told | stamp
+    about["version"] = version(PEERS[name])
+    EVIDENCE.parent.mkdir(exist_ok=True)
+    EVIDENCE.write_text(json.dumps(evidence, indent=1) + "\n")
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -98,51 +146,99 @@ def _version(peer: Peer) -> str:
 
 def page(evidence: dict[str, Any]) -> str:
     """What was measured, as Markdown between two marks."""
-    lines = [BEGIN, f"Measured on {evidence['when']}, at {evidence['commit']}.", ""]
-    for name, told in evidence["peers"].items():
-        lines += [f"## {PEERS[name].title} {told['version']}", "", *_conformance(told["conformance"]), ""]
-        for campaign in told["campaigns"]:
-            lines += [*_campaign(campaign), ""]
+    lines = [BEGIN, ""]
+    for name, peer in PEERS.items():
+        if about := evidence.get(name):
+            lines += [
+                f"## {peer.title} {about['version']}",
+                "",
+                f"    {peer.spawn.replace(sys.executable, 'python3')}",
+                "",
+            ]
+            lines += _conformance(about["conformance"]) if "conformance" in about else []
+            for seed in sorted(about["campaigns"], key=int):
+                lines += _campaign(about["campaigns"][seed])
     return "\n".join([*lines, END, ""])
 
 
 def _conformance(told: dict[str, Any]) -> list[str]:
+    totals = told["totals"]
     counts = Counter(row["verdict"] for row in told["results"])
-    failed = [row["statement"] for row in told["results"] if row["verdict"] == "fail"]
-    lines = ["Statements: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + "."]
-    return lines + ([f"Failed: {', '.join(failed)}."] if failed else [])
+    failed = [row for row in told["results"] if row["verdict"] == "fail"]
+    head = (
+        f"Conformance ({told['when']}, {told['commit']}): of {totals['seen_at_the_socket']} statements that are seen "
+        f"at a socket {totals['run']} were run: {counts['pass']} passed, {counts['fail']} failed, "
+        f"{counts['differs by choice']} differ by choice."
+    )
+    if not failed:
+        return [head, ""]
+    found = [finding for row in failed for finding in row["findings"] if finding["verdict"] == "fail"]
+    alike = sum(finding.get("again") == "went the same way" for finding in found)
+    named = sorted({finding["quirk"].partition(":")[0] for finding in found if "quirk" in finding})
+    return [
+        head,
+        f"Of {len(found)} checks that failed {alike} went the same way when their transcripts were played again.",
+        *([f"Known by name: {', '.join(named)}."] if named else []),
+        "",
+        "| failed | what it says | what was found |",
+        "|---|---|---|",
+        *(f"| {row['statement']} | {_cell(row['text'])} | {_cell(_why(row))} |" for row in failed),
+        "",
+    ]
+
+
+def _why(row: dict[str, Any]) -> str:
+    text: str = next(finding["text"] for finding in row["findings"] if finding["verdict"] == "fail")
+    return text.partition("\n")[0]
 
 
 def _campaign(told: dict[str, Any]) -> list[str]:
+    places = sum(len(cells) for cells in told["reached"].values())
     head = (
-        f"Fuzzed for {told['seconds']:.0f} s with seed {told['seed']}: {told['conversations']} conversations, "
-        f"{len(told['not reached'])} of {len(told['reached']) * 5} places not reached."
+        f"Fuzzed for {told['seconds']:.0f} s with seed {told['seed']} and {told['workers']} workers "
+        f"({told['when']}, {told['commit']}): {told['conversations']:,} conversations, {told['messages']:,} messages, "
+        f"{len(told['not reached'])} of {places} places not reached."
     )
     if not told["findings"]:
-        return [f"{head} Nothing was found."]
+        return [f"{head} Nothing was found.", ""]
     rows = [
-        f"| {one['kind']} | `{one['signature']}` | {one['messages']} | {one['confirmed']} |" for one in told["findings"]
+        f"| {one['kind']} | `{_cell(one['signature'])}` | {one['messages']} | {one['confirmed']} |"
+        for one in told["findings"]
     ]
-    return [head, "", "| kind | signature | messages | confirmed |", "|---|---|---|---|", *rows]
+    return [head, "", "| kind | signature | messages | confirmed |", "|---|---|---|---|", *rows, ""]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(PEERS)))
-@click.option("--seconds", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Of fuzzing, a seed.")
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--conform/--no-conform", default=True, help="Hold back-ends to the statements first.")
+@click.option(
+    "--seed", "seeds", type=int, multiple=True, default=(1, 2, 3), show_default=True, help="Fuzz, once a seed."
+)
+@click.option("--seconds", type=click.FloatRange(min=0), default=900.0, show_default=True, help="Of fuzzing, a seed.")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--page", "file", type=click.Path(dir_okay=False, path_type=Path), help="Put the results into this page.")
-def main(names: tuple[str, ...], seconds: float, seeds: int, workers: int, file: Path | None) -> None:
-    """Conformance and fuzzing of the peers by name, or of all."""
+@click.option("--page", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write all that is kept here.")
+def main(
+    names: tuple[str, ...], conform: bool, seeds: tuple[int, ...], seconds: float, workers: int, file: Path | None
+) -> None:
+    """Hold the peers by name, or all, to the statements, and fuzz them; 0 seconds: do not fuzz."""
     debian.install(debian.PEERS)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    peers = {name: examine(PEERS[name], seconds, seeds, workers) for name in names or PEERS}
-    evidence = {"when": datetime.now(UTC).date().isoformat(), "commit": commit.stdout.strip(), "peers": peers}
-    EVIDENCE.parent.mkdir(exist_ok=True)
-    EVIDENCE.write_text(json.dumps(evidence, indent=2) + "\n")
+    for name in names or PEERS:
+        peer = PEERS[name]
+        with tempfile.TemporaryDirectory(prefix="vhu-peers-") as folder:
+            if conform and peer.conform is not None:
+                keep(name, conformance=conformance(peer, peer.conform, Path(folder)))
+            for seed in seeds if seconds else ():
+                keep(name, campaign=campaign(peer, seed, seconds, workers, Path(folder) / str(seed)))
     if file is not None:
         text = file.read_text()
-        file.write_text(text[: text.index(BEGIN)] + page(evidence) + text[text.index(END) + len(END) + 1 :])
+        file.write_text(text[: text.index(BEGIN)] + page(kept()) + text[text.index(END) + len(END) + 1 :])
 
 
 if __name__ == "__main__":

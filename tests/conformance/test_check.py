@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from vhostuser.conformance import checks as modules
-from vhostuser.conformance.check import Offer, Violation, about, all_checks, each_layout
+from vhostuser.conformance.check import all_checks, each_layout
 from vhostuser.conformance.devices import DEVICES
+from vhostuser.conformance.offer import Offer
 from vhostuser.conformance.probe import Probe
+from vhostuser.conformance.violation import Violation, about
 from vhostuser.spec.statements import statements
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 

@@ -10,9 +10,9 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 import pytest
 import trio
 
-from vhostuser.conformance.check import NotApplicable, Violation
 from vhostuser.conformance.connection import NEED_REPLY, REPLY, Connection, Patience
 from vhostuser.conformance.record import Record
+from vhostuser.conformance.violation import NotApplicable, Violation
 from vhostuser.errors import ConnectionClosedError
 from vhostuser.transcript.entries import Closed, Said, Side
 from vhostuser.transport.channel import Channel

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from vhostuser.conformance.check import Check, NotApplicable, Offer, Violation
+from vhostuser.conformance.check import Check
 from vhostuser.conformance.connection import Patience
 from vhostuser.conformance.devices import DEVICES
+from vhostuser.conformance.offer import Offer
 from vhostuser.conformance.probe import Probe
 from vhostuser.conformance.suite import Outcome, Result, offer_of, run_check, run_checks
 from vhostuser.conformance.target import BackEnd, Kept, Spawned, TargetError
+from vhostuser.conformance.violation import NotApplicable, Violation
 from vhostuser.limits import Limits
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.requests import FrontendRequest as R

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vhostuser.conformance.check import Violation, about
+from vhostuser.conformance.violation import Violation, about
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.packed import PackedDescriptor, PackedDriverRing
 from vhostuser.frontend.rings import DescriptorFlags, Used

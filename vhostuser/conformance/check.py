@@ -3,8 +3,8 @@
 Must not know: how a check is run, or what becomes of its outcome.
 
 How: a check is a coroutine function with a :class:`Probe <vhostuser.conformance.probe.Probe>`. It returns when the
-back-end did what the statements say, and raises :class:`Violation` when it did not. The decorator :func:`checks` puts
-it into the register under the statements that it proves::
+back-end did what the statements say, and raises a :class:`Violation <vhostuser.conformance.violation.Violation>` when
+it did not. The decorator :func:`checks` puts it into the register under the statements that it proves::
 
     @checks("VU-HDR-5")
     async def reserved_flags_are_tolerated(probe: Probe) -> None:
@@ -13,14 +13,13 @@ it into the register under the statements that it proves::
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, TypeVar
 
-from vhostuser.errors import VhostUserError
-from vhostuser.wire.features import ProtocolFeature, VhostFeature
+from vhostuser.conformance.violation import about
+from vhostuser.wire.features import VhostFeature
 
 if TYPE_CHECKING:
     from enum import IntFlag
@@ -28,39 +27,6 @@ if TYPE_CHECKING:
     from vhostuser.conformance.probe import Probe
 
 Function = TypeVar("Function", bound=Callable[..., Awaitable[None]])
-
-
-class Violation(VhostUserError):  # noqa: N818 - of the back-end's, not an error of ours
-    """The back-end does not do what a check proves; the text says what was expected, what was sent and what came."""
-
-
-class NotApplicable(VhostUserError):  # noqa: N818 - likewise
-    """The check cannot be made, because the back-end does not offer what it is about; the text says what."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a back-end offers.
-
-    Attributes:
-        virtio: The word of GET_FEATURES.
-        protocol: The word of GET_PROTOCOL_FEATURES, 0 where there is no such request.
-        echo: Whether what a driver sends comes back to it: of network devices, what their port does.
-    """
-
-    virtio: int
-    protocol: int
-    echo: bool = True
-
-    def missing(self, *needs: IntFlag) -> list[str]:
-        """Names of the features, of either kind, that are needed and not offered."""
-        return [
-            name
-            for need in needs
-            for bit in need.__class__
-            if bit & need and not bit & (self.protocol if isinstance(need, ProtocolFeature) else self.virtio)
-            if (name := bit.name)
-        ]
 
 
 @dataclass(frozen=True)
@@ -73,7 +39,7 @@ class Check:
         run: The function.
         needs: Features, virtio's and the protocol's, without which it says nothing.
         devices: Names of the devices that it is for; none: any device.
-        echo: Whether it sees what a driver sent come back (:attr:`Offer.echo`).
+        echo: Whether it sees what a driver sent come back (:attr:`Offer.echo <vhostuser.conformance.offer.Offer>`).
         slow: Whether it waits for half a minute, so that it had better begin first.
     """
 
@@ -105,15 +71,6 @@ def checks(
         return function
 
     return register
-
-
-@contextmanager
-def about(what: str) -> Iterator[None]:
-    """Say in a violation's text what it is about."""
-    try:
-        yield
-    except Violation as violation:
-        raise Violation(f"{what}: {violation}") from None
 
 
 def each_layout(function: Callable[[Probe, int], Awaitable[None]]) -> Callable[[Probe], Awaitable[None]]:

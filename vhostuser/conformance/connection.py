@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vhostuser.conformance.check import NotApplicable, Violation, about
+from vhostuser.conformance.violation import NotApplicable, Violation, about
 from vhostuser.errors import ConnectionClosedError, FramingError, ProtocolError
 from vhostuser.transcript.entries import Kind, Side
 from vhostuser.wire import layouts

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation
+from vhostuser.conformance.violation import Violation
 from vhostuser.frontend.features import DriverFeature
 
 if TYPE_CHECKING:

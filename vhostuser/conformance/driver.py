@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vhostuser.conformance.check import Violation
+from vhostuser.conformance.violation import Violation
 from vhostuser.errors import ProtocolError
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.iommu import IOVA_BASE

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from vhostuser.conformance.check import Violation
 from vhostuser.conformance.connection import Connection
 from vhostuser.conformance.record import Record
+from vhostuser.conformance.violation import Violation
 from vhostuser.errors import VhostUserError
 from vhostuser.limits import Limits
 

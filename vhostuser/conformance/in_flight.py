@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import Inflight
 from vhostuser.wire.requests import FrontendRequest

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation
+from vhostuser.conformance.violation import Violation
 from vhostuser.frontend.dirty import PAGE
 from vhostuser.frontend.iommu import IOVA_BASE
 from vhostuser.wire.features import ProtocolFeature, VhostFeature

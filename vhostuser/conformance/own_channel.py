@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vhostuser.conformance.check import Violation
+from vhostuser.conformance.violation import Violation
 from vhostuser.errors import ConnectionClosedError, FramingError, ProtocolError
 from vhostuser.transcript.entries import Side
 from vhostuser.wire.codec import decode, describe, encode_ack

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostuser.conformance.chains import Entry, chains_of, cut, linked
-from vhostuser.conformance.check import Violation
 from vhostuser.conformance.probe import PROTOCOL
+from vhostuser.conformance.violation import Violation
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.net import NetHeader
 

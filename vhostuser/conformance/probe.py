@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from vhostuser.conformance.check import NotApplicable, Offer, Violation
 from vhostuser.conformance.connection import Connection, Patience
 from vhostuser.conformance.driver import Driver
 from vhostuser.conformance.memory import RecordedRam
+from vhostuser.conformance.offer import Offer
 from vhostuser.conformance.own_channel import OwnChannel
 from vhostuser.conformance.record import Record
 from vhostuser.conformance.target import BackEnd, TargetError
+from vhostuser.conformance.violation import NotApplicable, Violation
 from vhostuser.fds import OwnedFd
 from vhostuser.frontend.dirty import DirtyBitmap
 from vhostuser.limits import Limits

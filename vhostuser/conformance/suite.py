@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from vhostuser.conformance.again import goes_otherwise
-from vhostuser.conformance.check import Check, NotApplicable, Offer, Violation
+from vhostuser.conformance.check import Check
 from vhostuser.conformance.connection import Patience
 from vhostuser.conformance.harm import SILENT, at_rest, harm_of
+from vhostuser.conformance.offer import Offer
 from vhostuser.conformance.probe import Probe
 from vhostuser.conformance.target import BackEnd, Target
+from vhostuser.conformance.violation import NotApplicable, Violation
 from vhostuser.errors import VhostUserError
 from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.requests import FrontendRequest

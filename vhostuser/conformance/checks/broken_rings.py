@@ -17,7 +17,8 @@ from vhostuser.conformance.chains import (
     packed_by_hand,
     split_by_hand,
 )
-from vhostuser.conformance.check import Violation, about, checks, each_layout
+from vhostuser.conformance.check import checks, each_layout
+from vhostuser.conformance.violation import Violation, about
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.wire.features import VhostFeature
 

@@ -19,7 +19,8 @@ from vhostuser.conformance.chains import (
     scattered,
     write_across,
 )
-from vhostuser.conformance.check import about, checks, each_layout
+from vhostuser.conformance.check import checks, each_layout
+from vhostuser.conformance.violation import about
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.wire.features import VhostFeature
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
 from vhostuser.conformance.connection import REQUEST
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import HEADER_SIZE, MAX_FDS, LentFds
 from vhostuser.wire.messages import Log, MemoryTable, Payload, SingleRegion, VringFd, VringState

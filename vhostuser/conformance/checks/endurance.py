@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
 from vhostuser.conformance.connection import NEED_REPLY, REQUEST
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire import layouts
 from vhostuser.wire.requests import FRONTEND_REQUESTS, FrontendRequest
 

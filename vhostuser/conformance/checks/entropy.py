@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhostuser.conformance.chains import by_hand, linked
-from vhostuser.conformance.check import Violation, about, checks, each_layout
+from vhostuser.conformance.check import checks, each_layout
+from vhostuser.conformance.violation import Violation, about
 
 if TYPE_CHECKING:
     from vhostuser.conformance.probe import Probe

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
 from vhostuser.conformance.connection import NEED_REPLY, REPLY, REQUEST
+from vhostuser.conformance.violation import Violation
 from vhostuser.errors import ConnectionClosedError
 from vhostuser.wire import layouts
 from vhostuser.wire.frames import HEADER_SIZE, MAX_PAYLOAD

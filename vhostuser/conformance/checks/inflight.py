@@ -10,8 +10,9 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
 from vhostuser.conformance.in_flight import ENTRIES, TRACKING, Region, part_size, tracked
+from vhostuser.conformance.violation import Violation
 from vhostuser.frontend.packed import PackedDriverRing
 from vhostuser.frontend.split import DriverRing
 from vhostuser.wire.features import ProtocolFeature, VhostFeature

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks, each_layout
+from vhostuser.conformance.check import checks, each_layout
 from vhostuser.conformance.iommu import (
     BOTH,
     LAYOUT,
@@ -19,6 +19,7 @@ from vhostuser.conformance.iommu import (
     update,
     withheld_job,
 )
+from vhostuser.conformance.violation import Violation
 from vhostuser.frontend.dirty import PAGE
 from vhostuser.frontend.iommu import IOVA_BASE
 from vhostuser.frontend.split import DriverRing, Used

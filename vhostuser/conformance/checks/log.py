@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import NotApplicable, Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import NotApplicable, Violation
 from vhostuser.frontend.dirty import PAGE, DirtyBitmap
 from vhostuser.frontend.memory import USERSPACE_BASE
 from vhostuser.frontend.packed import PackedDriverRing

@@ -7,7 +7,8 @@ import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import Violation
 from vhostuser.frontend.memory import USERSPACE_BASE
 from vhostuser.wire import layouts
 from vhostuser.wire.features import ProtocolFeature

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import NotApplicable, Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import NotApplicable, Violation
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import VringState

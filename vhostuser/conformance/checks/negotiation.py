@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import NotApplicable, Violation, checks
+from vhostuser.conformance.check import checks
 from vhostuser.conformance.connection import NEED_REPLY, REQUEST
+from vhostuser.conformance.violation import NotApplicable, Violation
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64, VringState

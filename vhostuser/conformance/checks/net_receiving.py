@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhostuser.conformance.chains import NEXT, NOWHERE, WRITE, Entry
-from vhostuser.conformance.check import Violation, about, checks, each_layout
+from vhostuser.conformance.check import checks, each_layout
 from vhostuser.conformance.packets import Pair, frame_of
+from vhostuser.conformance.violation import Violation, about
 from vhostuser.frontend.features import DriverFeature
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import NotApplicable, Violation, about, checks, each_layout
+from vhostuser.conformance.check import checks, each_layout
 from vhostuser.conformance.packets import Packet, Pair, frame_of
+from vhostuser.conformance.violation import NotApplicable, Violation, about
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.net import NetHeader
 from vhostuser.wire.features import ProtocolFeature

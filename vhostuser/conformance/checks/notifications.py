@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from vhostuser.conformance.chains import PackedChains, SplitChains, by_hand, linked, packed_by_hand, split_by_hand
-from vhostuser.conformance.check import Violation, about, checks, each_layout
+from vhostuser.conformance.check import checks, each_layout
 from vhostuser.conformance.packets import Pair, frame_of
+from vhostuser.conformance.violation import Violation, about
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.packed import Event, EventFlags
 from vhostuser.frontend.rings import full_fence

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import U64, Config, DeviceState, SharedObject, ShmemConfig
 from vhostuser.wire.requests import BackendRequest, FrontendRequest

@@ -6,7 +6,8 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire.codec import encode_ack
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import VringFd, VringState

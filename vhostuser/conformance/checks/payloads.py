@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire import layouts
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import Config, Inflight, MemoryRegion, SharedObject, SingleRegion, VringState

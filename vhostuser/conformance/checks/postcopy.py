@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
 from vhostuser.conformance.connection import REQUEST
+from vhostuser.conformance.violation import Violation
 from vhostuser.fds import OwnedFd
 from vhostuser.frontend.postcopy import PageServer
 from vhostuser.wire.features import ProtocolFeature

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
 from vhostuser.conformance.connection import NEED_REPLY, REQUEST
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64, DeviceState, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest

@@ -21,8 +21,9 @@ from vhostuser.conformance.chains import (
     packed_by_hand,
     split_by_hand,
 )
-from vhostuser.conformance.check import Violation, about, checks, each_layout
+from vhostuser.conformance.check import checks, each_layout
 from vhostuser.conformance.packets import Pair, frame_of
+from vhostuser.conformance.violation import Violation, about
 from vhostuser.frontend.features import DriverFeature
 from vhostuser.frontend.packed import Position
 from vhostuser.frontend.split import DriverRing, Used

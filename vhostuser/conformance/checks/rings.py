@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import Violation
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
 from vhostuser.wire.messages import U64, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest

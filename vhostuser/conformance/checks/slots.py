@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import Violation
 from vhostuser.frontend.memory import USERSPACE_BASE, RamRegion
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.messages import MemoryRegion, SingleRegion

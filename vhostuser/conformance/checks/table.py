@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 from typing import TYPE_CHECKING
 
-from vhostuser.conformance.check import NotApplicable, Violation, checks
+from vhostuser.conformance.check import checks
+from vhostuser.conformance.violation import NotApplicable, Violation
 from vhostuser.errors import VhostUserError
 from vhostuser.spec.transcripts import transcripts
 from vhostuser.transcript.descriptors import Props
