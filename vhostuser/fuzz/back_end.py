@@ -130,8 +130,8 @@ class BackEnd:
         fatal = await self._fate(entries, performance)
         if fatal is not None:
             return Examined(performance, (fatal, *findings))
-        if before is not None and (leak := await self._leak(before)) is not None:
-            findings.append(leak)
+        if before is not None:
+            findings += await self._leaks(before)
         return Examined(performance, tuple(findings))
 
     async def _fate(self, entries: Sequence[Entry], performance: Performance) -> Finding | None:
@@ -148,13 +148,13 @@ class BackEnd:
             return Finding(Trouble.HANG, f"after {asked}", "it neither answers nor closes the connection", last)
         return Finding(Trouble.STARVED, f"after {asked}", "the next front-end is not served", last)
 
-    async def _leak(self, before: Footprint) -> Finding | None:
+    async def _leaks(self, before: Footprint) -> list[Finding]:
         with trio.move_on_after(_LEAVING):
             while self._target.footprint() != before:  # noqa: ASYNC110 - nothing tells
                 await trio.sleep(_LOOK)
-            return None
+            return []
         after = await self._target.settled()
-        return None if after is None else of_growth(before, after)
+        return [] if after is None else of_growth(before, after)
 
 
 def _replies(entries: Sequence[Entry], performance: Performance) -> list[Finding]:

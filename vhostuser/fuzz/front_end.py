@@ -206,8 +206,8 @@ class FrontEnd:
         fatal = await self._fate(entries, counterplay, _BUSY + 10 * self.habits.absence + 2 * patience)
         if fatal is not None:
             return Examined(counterplay, (fatal, *findings))
-        if before is not None and (leak := await self._leak(before)) is not None:
-            findings.append(leak)
+        if before is not None:
+            findings += await self._leaks(before)
         return Examined(counterplay, tuple(findings))
 
     # ---- its comings and goings --------------------------------------------------------------------------------------
@@ -294,13 +294,13 @@ class FrontEnd:
             case Parting.STAYS:
                 return not await self._program.ended(_DYING)
 
-    async def _leak(self, before: Footprint) -> Finding | None:
+    async def _leaks(self, before: Footprint) -> list[Finding]:
         with trio.move_on_after(_LEAVING):
             while self._now() != before:  # noqa: ASYNC110 - nothing tells
                 await trio.sleep(_LOOK)
-            return None
+            return []
         after = await self._holds()
-        return None if after is None else of_growth(before, after)
+        return [] if after is None else of_growth(before, after)
 
     def _now(self) -> Footprint | None:
         try:

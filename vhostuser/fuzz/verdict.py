@@ -108,13 +108,11 @@ def _words_of(death: Death) -> str:
     return f"{death.cause}: {words[:_LONGEST]}"
 
 
-def of_growth(before: Footprint, after: Footprint) -> Finding | None:
-    """That it holds more than before; None if it does not."""
+def of_growth(before: Footprint, after: Footprint) -> list[Finding]:
+    """What it holds more than before, each kind by itself: they have different reasons, and come in any company."""
     kinds = sorted((after.fds - before.fds).keys() | (after.mappings - before.mappings).keys())
-    if not kinds:
-        return None
-    kept = ", ".join(kind.strip() for kind in kinds)
-    return Finding(Trouble.FD_LEAK, kept, f"after the conversation it holds {before.difference(after)}")
+    detail = f"after the conversation it holds {before.difference(after)}"
+    return [Finding(Trouble.FD_LEAK, kind.strip(), detail) for kind in kinds]
 
 
 def is_open(rule: str | None) -> bool:
