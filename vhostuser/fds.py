@@ -12,7 +12,25 @@ from types import TracebackType
 from typing import Self
 
 
-class OwnedFd:
+class Closing:
+    """What owns something, and lets go of it at the end of a ``with`` block, however that ends."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Let go of what it holds. Harmless a second time."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class OwnedFd(Closing):
     """One open descriptor with one owner. Closing twice is harmless, using it after closing raises ValueError.
 
     The stored number becomes -1 *before* the system call: another thread may be handed the same number by the kernel
@@ -49,14 +67,6 @@ class OwnedFd:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         self.close()
 
@@ -64,7 +74,7 @@ class OwnedFd:
         return f"<OwnedFd {self._fd}>" if self._fd >= 0 else "<OwnedFd closed>"
 
 
-class FdBundle:
+class FdBundle(Closing):
     """The descriptors of one message, in order. What is not taken is closed by :meth:`close`."""
 
     __slots__ = ("_fds",)
@@ -90,14 +100,6 @@ class FdBundle:
 
     def __iter__(self) -> Iterator[OwnedFd]:
         return iter(tuple(self._fds))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<FdBundle {[fd.fileno() for fd in self._fds]}>"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.rig.netns import Netns
-from tests.rig.process import Closing, RigError
+from tests.rig.process import RigError
+from vhostuser.fds import Closing
 
 
 class Packets(NamedTuple):

@@ -20,9 +20,10 @@ from tests.rig.acceptance import GUEST_ADDRESS, HOST_ADDRESS, PREFIX, ping, sett
 from tests.rig.image import GuestImage
 from tests.rig.netns import Netns
 from tests.rig.places import BRIDGE, MakePlaces, Place, Plan, dpdk, ours, ours_like_dpdk, two_places
-from tests.rig.process import Closing, RigError, wait_until
+from tests.rig.process import RigError, wait_until
 from tests.rig.qemu import Pinned, Qemu, TapNic
 from tests.rig.traffic import End, Flow, Host, Tally
+from vhostuser.fds import Closing
 from vhostuser.peer.footprint import Footprint
 
 MEMORY = 128  # MiB

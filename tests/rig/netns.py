@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from tests.rig.process import Closing, RigError, run, wait_until
+from tests.rig.process import RigError, run, wait_until
+from vhostuser.fds import Closing
 
 ETH_P_ALL = 0x0003
 PACKET_OUTGOING = 4

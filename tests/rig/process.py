@@ -54,22 +54,6 @@ def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
     return value
 
 
-class Closing:
-    """What closes itself at the end of a ``with`` block, however that ends."""
-
-    def close(self) -> None:
-        """End it, and release what it holds."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 class Program:
     """A running program and its log."""
 

@@ -22,7 +22,8 @@ from tests.rig.agent import Agent, GuestJob
 from tests.rig.crash import check_crash
 from tests.rig.image import GuestImage, cache_folder
 from tests.rig.netns import Netns, parse_snmp
-from tests.rig.process import Closing, Program, RigError, wait_until
+from tests.rig.process import Program, RigError, wait_until
+from vhostuser.fds import Closing
 
 QEMU = "qemu-system-x86_64"
 MIB = 1 << 20

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.rig.netns import Netns
-from tests.rig.process import Closing, Program, RigError
+from tests.rig.process import Program, RigError
+from vhostuser.fds import Closing
 
 PROMPT = "testpmd> "
 FRONT_END_MAC = "52:54:00:76:68:03"

@@ -8,7 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.rig.process import Closing, Program, RigError
+from tests.rig.process import Program, RigError
+from vhostuser.fds import Closing
 
 _VHOSTUSER = (sys.executable, "-m", "vhostuser")
 

@@ -17,8 +17,9 @@ from tests.rig import small_registers
 from tests.rig.agent import Agent, GuestJob
 from tests.rig.image import GuestImage
 from tests.rig.netns import parse_snmp
-from tests.rig.process import Closing, Program, RigError
+from tests.rig.process import Program, RigError
 from tests.rig.qemu import BOOT_TIMEOUT, configure_guest
+from vhostuser.fds import Closing
 
 #: The virtio device id of a network card, which user-mode Linux wants beside the socket.
 NETWORK_DEVICE = 1

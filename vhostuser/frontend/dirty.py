@@ -13,9 +13,8 @@ import ctypes
 import mmap
 import os
 import re
-from typing import Self
 
-from vhostuser.fds import OwnedFd
+from vhostuser.fds import Closing, OwnedFd
 from vhostuser.wire.messages import Log
 
 PAGE = 4096
@@ -26,7 +25,7 @@ _WAKE_OP, _PRIVATE = 5, 128
 _SET_BIT, _CLEAR_BIT = (2 | 8) << 28, (3 | 8) << 28  # FUTEX_OP_OR and FUTEX_OP_ANDN of 1 << oparg
 
 
-class DirtyBitmap:
+class DirtyBitmap(Closing):
     """The log of a guest whose memory ends at a guest-physical address.
 
     Args:
@@ -92,12 +91,6 @@ class DirtyBitmap:
         """Unmap it and close the file."""
         self._map.close()
         self.fd.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _nonzero(bits: bytes) -> list[int]:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vhostuser.errors import MemoryAccessError
-from vhostuser.fds import OwnedFd
+from vhostuser.fds import Closing, OwnedFd
 from vhostuser.wire.messages import MemoryRegion, MemoryTable
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class RamRegion:
         self.fd.close()
 
 
-class GuestRam:
+class GuestRam(Closing):
     """All memory of one guest, read and written by guest-physical address.
 
     Args:
@@ -198,9 +198,3 @@ class GuestRam:
         for region in self.regions:
             region.close()
         self.regions = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

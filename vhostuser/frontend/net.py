@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict, Unpack
 import trio
 
 from vhostuser.errors import LocalProtocolError, RemoteProtocolError
+from vhostuser.fds import Closing
 from vhostuser.frontend.features import RING_FEATURES, DriverFeature
 from vhostuser.frontend.layouts import make_ring
 from vhostuser.wire.features import ProtocolFeature
@@ -87,7 +88,7 @@ class Sizes(TypedDict, total=False):
     tx_buffer_size: int
 
 
-class NetDriver:
+class NetDriver(Closing):
     """A driver for one queue pair, with rings of either layout.
 
     Args:
@@ -285,12 +286,6 @@ class NetDriver:
         """Close the rings' eventfds; the memory stays the guest's."""
         self.rx.close()
         self.tx.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 async def _check_pairs(front_end: FrontEnd, pairs: int) -> None:

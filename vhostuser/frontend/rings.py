@@ -22,12 +22,12 @@ import threading
 from abc import ABC, abstractmethod
 from enum import IntFlag
 from itertools import takewhile
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import trio
 
 from vhostuser.errors import RemoteProtocolError
-from vhostuser.fds import OwnedFd
+from vhostuser.fds import Closing, OwnedFd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,7 @@ def full_fence() -> None:
         pass
 
 
-class DriverQueue(ABC):
+class DriverQueue(Closing, ABC):
     """A ring as its driver runs it, with the three eventfds that belong to it.
 
     Args:
@@ -209,12 +209,6 @@ class DriverQueue(ABC):
         """Close the eventfds; the memory stays the guest's."""
         for fd in (self.kick_fd, self.call_fd, self.err_fd):
             fd.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     ####
     # What a layout adds

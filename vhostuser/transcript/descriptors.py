@@ -11,10 +11,8 @@ import socket
 import stat
 import sys
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
-from vhostuser.fds import OwnedFd
+from vhostuser.fds import Closing, OwnedFd
 from vhostuser.transcript.entries import Descriptor, Kind
 
 MAX_MEMORY = 1 << 40
@@ -84,7 +82,7 @@ def _of_file(fd: int, name: str, status: os.stat_result, target: str) -> Descrip
     )
 
 
-class Props:
+class Props(Closing):
     """Fresh descriptors for a play, each made when it is first asked for, all of them closed at the end."""
 
     def __init__(self) -> None:
@@ -150,14 +148,6 @@ class Props:
             fd.close()
         self._made.clear()
         self._others.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _harmless(path: str) -> bool:

@@ -12,10 +12,10 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from vhostuser.errors import VhostUserError
+from vhostuser.fds import Closing
 from vhostuser.transcript.entries import (
     Closed,
     Descriptor,
@@ -169,7 +169,7 @@ def lines_of(transcript: Transcript) -> Iterator[str]:
         yield line_of(entry)
 
 
-class Recorder:
+class Recorder(Closing):
     """A transcript that is written while the conversation goes on: a line is in the file as soon as it is known.
 
     Args:
@@ -196,14 +196,6 @@ class Recorder:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _head(transcript: Transcript) -> dict[str, Any]:

@@ -18,10 +18,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from vhostuser.fds import OwnedFd
+from vhostuser.fds import Closing, OwnedFd
 from vhostuser.transcript.descriptors import describe
 from vhostuser.transcript.entries import Descriptor, Kind
 from vhostuser.wire.frames import Frame
@@ -62,7 +60,7 @@ _OF_A_RING = frozenset({"kick", "call", "err", "notifier"})
 _NUMBERED = frozenset({"memory"})
 
 
-class Names:
+class Names(Closing):
     """The names that were given so far. Close it when the conversation is over."""
 
     def __init__(self) -> None:
@@ -128,14 +126,6 @@ class Names:
         """Let go of all eventfds."""
         for purpose in list(self._held):
             self._release(purpose)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _purpose(direction: Direction, frame: Frame) -> str:

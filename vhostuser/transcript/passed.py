@@ -13,10 +13,8 @@ import os
 import select
 from contextlib import suppress
 from dataclasses import fields
-from types import TracebackType
-from typing import Self
 
-from vhostuser.fds import FdBundle, OwnedFd
+from vhostuser.fds import Closing, FdBundle, OwnedFd
 from vhostuser.wire.messages import MemoryRegion, MemoryTable, Message, SingleRegion, VringAddr, VringFd
 from vhostuser.wire.requests import FrontendRequest
 
@@ -27,7 +25,7 @@ _EVENTS = {
 }
 
 
-class Passed:
+class Passed(Closing):
     """What came on one connection; all of it is closed at its end."""
 
     def __init__(self) -> None:
@@ -98,14 +96,6 @@ class Passed:
         for fd in (*(fd for _, fd in self._regions), *self._events.values(), self._own_channel):
             if fd is not None:
                 fd.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 _PLACES = frozenset(field.name for field in fields(VringAddr)) - {"index", "flags", "log"}

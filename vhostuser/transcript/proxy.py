@@ -18,13 +18,11 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self
 
 import trio
 
 from vhostuser.errors import ConnectionClosedError, FramingError, VhostUserError
-from vhostuser.fds import FdBundle
+from vhostuser.fds import Closing, FdBundle
 from vhostuser.limits import Limits
 from vhostuser.session.witness import Breach, Witness
 from vhostuser.transcript.bending import Bending
@@ -91,7 +89,7 @@ Observer = Callable[[Began | Passed | Ended], None]
 Reach = Callable[[], Awaitable[Channel]]
 
 
-class Proxy:
+class Proxy(Closing):
     """Joins connections of front-ends to connections of back-ends. Close it at the end.
 
     Args:
@@ -139,14 +137,6 @@ class Proxy:
     def close(self) -> None:
         """Let go of what was kept to tell descriptors apart."""
         self.names.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 async def _unless_gone(near: Channel, reach: Reach) -> Channel | None:
