@@ -23,7 +23,8 @@ from tests.rig.process import RigError
 OPTIONS = ("--loop", "--queues=2", "--mtu=1500", "--features=+ACCESS_PLATFORM", "--inband")
 FEWER = ("--loop", "--queues=2", "--mtu=1500")
 OURS = f"{sys.executable} -m vhostuser net --socket-path={{socket}}"
-JOBS = 2
+JOBS = 8  # back-ends at a time in the suite, most of whose checks wait
+WORKERS = 2
 _KEPT = ("pass", "not applicable")
 
 
@@ -66,7 +67,7 @@ def _conformance(tree: Path, seconds: float) -> list[str]:
 
 
 def _failed(tree: Path, seconds: float, only: Iterable[str]) -> dict[str, str]:
-    words = ["conform", "--format=json", f"--jobs={JOBS}", f"--spawn={_command(tree, OPTIONS)}"]
+    words = ["conform", "--format=json", "--keep", f"--jobs={JOBS}", f"--spawn={_command(tree, OPTIONS)}"]
     told = json.loads(run_tool([*words, *(f"--only={name}" for name in only)], seconds))
     rows = [row for row in told["results"] if row["verdict"] not in _KEPT]
     return {row["statement"]: next(f["text"] for f in row["findings"] if f["verdict"] not in _KEPT) for row in rows}
@@ -75,7 +76,7 @@ def _failed(tree: Path, seconds: float, only: Iterable[str]) -> dict[str, str]:
 def _fuzzing(tree: Path, seconds: float) -> list[str]:
     """What was found, and shown again."""
     file = tree / "report.json"
-    words = ["fuzz", f"--spawn={_command(tree, FEWER)}", f"--duration={seconds}", f"--workers={JOBS}"]
+    words = ["fuzz", f"--spawn={_command(tree, FEWER)}", f"--duration={seconds}", f"--workers={WORKERS}"]
     run_tool([*words, f"--json={file}", f"--findings={tree / 'findings'}"], 2 * seconds + 120)
     findings = json.loads(file.read_text())["findings"]
     return [f"{one['kind']}: {one['signature']}" for one in findings if one["confirmed"].startswith("3")]
