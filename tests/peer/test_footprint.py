@@ -22,3 +22,9 @@ def test_a_descriptor_that_was_opened_is_growth() -> None:
     with OwnedFd(os.eventfd(0)):
         assert before.growth(Footprint.of(os.getpid())) == "+1 anon_inode:[eventfd]"
     assert Footprint.of(os.getpid()).growth(before) == ""
+
+
+def test_a_folder_without_a_name_has_one() -> None:
+    before = Footprint.of(os.getpid())
+    with OwnedFd(os.open("/", os.O_RDONLY)):
+        assert before.growth(Footprint.of(os.getpid())) == "+1 /"

@@ -35,7 +35,7 @@ class Footprint:
                 target = re.sub(r"\d+", "", os.readlink(entry))
             except FileNotFoundError:
                 continue  # closed while we looked
-            fds[target.rpartition("/")[2]] += 1
+            fds[target.rpartition("/")[2] or target] += 1
         names = (line.split(maxsplit=5)[5:] for line in (process / "maps").read_text().splitlines())
         mappings = Counter(
             name[0] for name in names if name and not name[0].startswith("[") and not Path(name[0]).is_file()
