@@ -14,7 +14,7 @@ from vhostuser.cli import main
 from vhostuser.transcript.file import load
 
 SCRIPTED = Path(__file__).parents[1] / "conformance" / "scripted.py"
-DIES, WELL = (f"{sys.executable} {SCRIPTED} {wrong} {{socket}}" for wrong in ("dies", "nothing"))
+DIES, WELL, CUTS = (f"{sys.executable} {SCRIPTED} {wrong} {{socket}}" for wrong in ("dies", "nothing", "cuts"))
 OWNER = "negotiation.an_owner_*"
 
 
@@ -68,6 +68,13 @@ def test_what_fails_is_told_and_saved_and_played_again(tmp_path: Path) -> None:
     (path,) = (tmp_path / "saved").iterdir()
     assert lines[2] == f"    transcript: {path}; played again, it went the same way"
     assert "the back-end died: SIGABRT" in load(path).scene
+
+
+def test_who_does_not_say_what_it_offers_fails() -> None:
+    result = conform(f"--spawn={CUTS}", "--only=VU-NEG-1")
+    assert result.exit_code == 1
+    assert "came request 1 flags 0x5 size 4 payload 00000000" in result.output
+    assert "1 were run: 0 pass, 1 fail" in result.output
 
 
 @pytest.mark.parametrize(("spawn", "only", "failed"), [(WELL, "VU-NEG-1", False), (DIES, OWNER, True)])

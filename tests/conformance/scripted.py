@@ -1,7 +1,7 @@
 """A back-end that answers GET_FEATURES and acknowledges nothing, and does one wrong thing at SET_OWNER.
 
 ``scripted.py WRONG SOCKET``: ``dies``, ``hangs``, ``keeps`` a descriptor, ``once=PATH`` dies if the file is not there
-yet; anything else does nothing.
+yet; ``cuts`` answers GET_FEATURES with half a word; anything else does nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def converse(connection: socket.socket, wrong: str) -> None:
         request, _, size = HEADER.unpack(header)
         connection.recv(size)
         if request == GET_FEATURES:
-            connection.sendall(HEADER.pack(request, 5, 8) + VERSION_1.to_bytes(8, "little"))
+            word = VERSION_1.to_bytes(8, "little")[: 4 if wrong == "cuts" else 8]
+            connection.sendall(HEADER.pack(request, 5, len(word)) + word)
         if request == SET_OWNER:
             match wrong:
                 case "dies":

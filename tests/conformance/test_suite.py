@@ -124,6 +124,7 @@ async def test_what_is_not_offered_needs_no_back_end(needed: dict[str, object], 
 
 async def test_what_is_offered_is_asked() -> None:
     assert await offer_of(Spawned(command("nothing")), RNG, PATIENCE) == OFFER
+    assert await offer_of(Spawned(command("cuts")), RNG, PATIENCE) == Offer(0, 0, echo=False)
 
 
 async def test_kept_back_ends_are_few_and_new_ones_follow_failures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 
 from vhostuser.errors import FramingError
+from vhostuser.fds import FdBundle
 from vhostuser.limits import Limits
 from vhostuser.transport.endpoints import connect, listen
 from vhostuser.transport.pace import PAUSE, Pace
@@ -88,6 +90,26 @@ async def test_a_client_that_says_nothing_makes_room_for_the_next(
             with trio.move_on_after(3600) as scope:  # it has begun, and may be silent as long as it likes
                 await channel.receive()
             assert scope.cancelled_caught
+
+
+@pytest.mark.proves("VU-HDR-9", "VIO-HOSTILE-1")
+async def test_who_gives_away_its_end_in_an_unfinished_message_is_not_waited_for(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It may have left: what it gave away is held by us, so that we would not see that."""
+    autojump_clock.autojump_threshold = 0.02
+    for given, patience in (("its end", 1), ("something else", 30)):
+        async with (
+            await listen(tmp_path / "s") as listener,
+            await connect(tmp_path / "s") as client,
+            await listener.accept() as channel,
+        ):
+            with FdBundle([os.dup(client.fileno()) if given == "its end" else os.eventfd(0)]) as fds:
+                await client.send_bytes(bytes(7), fds)
+            start = trio.current_time()
+            with pytest.raises(FramingError, match=f"stalled: 7 of 12 header bytes after {patience} s"):
+                await channel.receive()
+            assert patience <= trio.current_time() - start < patience + 1
 
 
 @pytest.mark.proves("VIO-LIMIT-3")

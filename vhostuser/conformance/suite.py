@@ -19,7 +19,7 @@ import trio
 
 from vhostuser.conformance.again import goes_otherwise
 from vhostuser.conformance.check import Check
-from vhostuser.conformance.connection import Patience
+from vhostuser.conformance.connection import Connection, Patience
 from vhostuser.conformance.harm import SILENT, at_rest, harm_of
 from vhostuser.conformance.offer import Offer
 from vhostuser.conformance.probe import Probe
@@ -72,21 +72,32 @@ class Result:
 
 
 async def offer_of(target: Target, device: Device, patience: Patience) -> Offer:
-    """What a back-end offers. Raises Violation if it does not say."""
+    """What a back-end offers; nothing if it does not say so as it has to, about which the checks will tell more.
+
+    Raises:
+        Violation: It cannot be reached.
+    """
     async with target.back_end() as back_end:
         probe = Probe(back_end, Offer(0, 0), device, patience)
         try:
             connection = await probe.connect()
-            virtio = await connection.value(FrontendRequest.GET_FEATURES)
-            protocol = 0
-            if virtio & VhostFeature.PROTOCOL_FEATURES:
-                protocol = await connection.value(FrontendRequest.GET_PROTOCOL_FEATURES)
-            probe.offer = Offer(virtio, protocol)
-            offer = Offer(virtio, protocol, await _echoes(probe))
+            try:
+                probe.offer = await _told(connection)
+            except Violation:
+                return Offer(0, 0, echo=False)
+            offer = replace(probe.offer, echo=await _echoes(probe))
             back_end.spoiled = False
             return offer
         finally:
             probe.close()
+
+
+async def _told(connection: Connection) -> Offer:
+    virtio = await connection.value(FrontendRequest.GET_FEATURES)
+    protocol = 0
+    if virtio & VhostFeature.PROTOCOL_FEATURES:
+        protocol = await connection.value(FrontendRequest.GET_PROTOCOL_FEATURES)
+    return Offer(virtio, protocol)
 
 
 async def _echoes(probe: Probe) -> bool:

@@ -131,18 +131,10 @@ class Connection:
 
     async def _exchange(self, frame: Frame) -> None:
         """Carry out one request and answer it."""
-        if self.postcopy.is_ack(frame):
-            with frame.fds:
-                await self.rings.adopt(self.postcopy.take())
-                await self.rings.start_waiting(patient=True)
-            return
         with frame.fds:
             if log.isEnabledFor(logging.DEBUG):  # it costs more than most requests
                 log.debug("> %s", describe(Direction.FRONTEND, frame))
-            message, outcome = await self._carry_out(frame)
-            if isinstance(outcome, Failed):
-                self._complaints.add("refused: %s", outcome.error)
-            reply = self.session.answer(message, outcome)
+            reply = await (self._use_announced() if self.postcopy.is_ack(frame) else self._answer(frame))
             self.rings.tell_device()
             self.backend_channel.rings_changed()
         if reply is not None:
@@ -150,6 +142,20 @@ class Connection:
                 log.debug("< %s", reply)
                 await self._channel.send(reply)
         await self.rings.reap()
+
+    async def _use_announced(self) -> None:
+        """The front-end knows where regions are by now. It hears nothing about rings that cannot run in them."""
+        try:
+            await self.rings.adopt(self.postcopy.take())
+            await self.rings.start_waiting(patient=True)
+        except VhostUserError as error:
+            self._complaints.add("memory was acknowledged, and a ring cannot run in it: %s", error)
+
+    async def _answer(self, frame: Frame) -> Frame | None:
+        message, outcome = await self._carry_out(frame)
+        if isinstance(outcome, Failed):
+            self._complaints.add("refused: %s", outcome.error)
+        return self.session.answer(message, outcome)
 
     async def _carry_out(self, frame: Frame) -> tuple[Message, Outcome]:
         try:

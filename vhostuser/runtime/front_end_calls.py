@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 
 from vhostuser.errors import LocalProtocolError
 from vhostuser.fds import OwnedFd
@@ -77,7 +78,7 @@ class FrontEndCalls:
         try:
             await self._channel.request(BackendRequest.SHMEM_MAP, mapping, [fd])
         except BaseException:
-            self._mapped.remove(mapping)
+            self._let_go(mapping)
             raise
 
     async def unmap(self, region: int, offset: int) -> None:
@@ -89,9 +90,13 @@ class FrontEndCalls:
         for mapping in self._mapped:
             if (mapping.shmid, mapping.shm_offset) == (region, offset):
                 await self._channel.request(BackendRequest.SHMEM_UNMAP, mapping)
-                self._mapped.remove(mapping)
+                self._let_go(mapping)
                 return
         raise LocalProtocolError(f"SHMEM_UNMAP: nothing is mapped at {offset:#x} of region {region}")
+
+    def _let_go(self, mapping: ShmemMap) -> None:
+        with suppress(ValueError):  # a reset came meanwhile
+            self._mapped.remove(mapping)
 
     def forget(self) -> None:
         """The device was reset: the front-end has unmapped everything."""

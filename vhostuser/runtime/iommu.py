@@ -23,6 +23,7 @@ from vhostuser.wire.requests import BackendRequest
 
 MAX_QUESTIONS = 256  # on their way to the front-end
 _PAGE_SHIFT = 12
+_Question = tuple[int, int, int]  # what is asked, the page, the permission
 _TYPES = {ASK_TRANSLATION: IotlbType.MISS, ASK_DENIED: IotlbType.ACCESS_FAIL}
 
 
@@ -37,23 +38,40 @@ class Iommu:
         self.table = Iotlb(GuestMemory())
         self._session = session
         self._channel = channel
-        self._questions: set[tuple[int, int, int]] = set()
+        self._questions: dict[_Question, IotlbMessage] = {}
+        self._telling = 0
 
     @property
     def active(self) -> Iotlb | None:
         """The table, if the driver's addresses are those of an IOMMU."""
         return self.table if self._session.features & VhostFeature.ACCESS_PLATFORM else None
 
-    def ask(self, nursery: trio.Nursery, what: int, iova: int, perm: int) -> None:
-        """Ask what a ring asks, unless that is being asked already."""
-        question = what, iova >> _PAGE_SHIFT, perm
-        if question in self._questions or len(self._questions) == MAX_QUESTIONS:
-            return
-        self._questions.add(question)
-        nursery.start_soon(self._ask, question, IotlbMessage(iova, 0, 0, perm, _TYPES[what]))
+    def use(self, table: Iotlb) -> None:
+        """Have another table. What it translates is no question any more: withdrawn again, it will be a new one.
 
-    async def _ask(self, question: tuple[int, int, int], message: IotlbMessage) -> None:
+        So it is with a table that is empty, which is had when no ring runs.
+        """
+        self.table = table
+        self._questions = {
+            question: message
+            for question, message in self._questions.items()
+            if table.entries and not table.translates(message.iova, message.perm)
+        }
+
+    def ask(self, nursery: trio.Nursery, what: int, iova: int, perm: int) -> None:
+        """Ask what a ring asks, unless that is being asked already, or the table that it is about to use has it."""
+        question = what, iova >> _PAGE_SHIFT, perm
+        answered = what == ASK_TRANSLATION and self.table.translates(iova, perm)
+        if answered or question in self._questions or self._telling == MAX_QUESTIONS:
+            return
+        message = self._questions[question] = IotlbMessage(iova, 0, 0, perm, _TYPES[what])
+        self._telling += 1
+        nursery.start_soon(self._tell, question, message)
+
+    async def _tell(self, question: _Question, message: IotlbMessage) -> None:
         try:
             await self._channel.tell(BackendRequest.IOTLB_MSG, message)
         finally:
-            self._questions.discard(question)
+            self._telling -= 1
+            if self._questions.get(question) is message:
+                del self._questions[question]

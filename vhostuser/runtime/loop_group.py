@@ -8,9 +8,7 @@ to the byte.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -64,9 +62,8 @@ class LoopGroup(Group):
         """Wait until there is a reason for another turn."""
         self._woken = trio.Event()
         reasons: list[Callable[[], Awaitable[object]]] = [self._woken.wait]
-        armed = [ring for ring in self.pump.rings if ring.armed]
-        reasons += [partial(self._kicked, ring) for ring in armed if ring.kick >= 0]
-        if any(ring.kick < 0 for ring in armed):
+        reasons += [partial(self._kicked, ring) for ring in self.pump.rings if ring.heeds and ring.kick >= 0]
+        if any(ring.armed and ring.kick < 0 for ring in self.pump.rings):
             reasons.append(partial(trio.sleep, POLL_MS / 1000))
         if todo & PORT_IN:
             reasons.append(partial(trio.lowlevel.wait_readable, self.pump.port))
@@ -83,8 +80,7 @@ class LoopGroup(Group):
 
     async def _kicked(self, ring: Ring) -> None:
         await trio.lowlevel.wait_readable(ring.kick)
-        with suppress(BlockingIOError):
-            os.eventfd_read(ring.kick)
+        ring.heed()
 
     def _in_loop(self, function: Callable[[], None]) -> None:
         function()

@@ -41,8 +41,9 @@ class Postcopy:
         return self._source is not None
 
     def advise(self) -> int:
-        """Make a userfaultfd, in place of an earlier one: the descriptor to pass on. Raises PortError."""
+        """Make a userfaultfd, in place of an earlier one: the descriptor to pass on. Raises PortError, StateError."""
         assert self._source is not None  # the session admits nothing that is not offered
+        self.check_acknowledged("POSTCOPY_ADVISE")
         self.end()
         self._faults = UserFault(self._source)
         return self._faults.fileno()
@@ -72,6 +73,12 @@ class Postcopy:
             if mapping not in known:
                 self._faults.register(mapping)
         self.announced = memory
+
+    def check_acknowledged(self, request: str) -> None:
+        """Raise StateError for what has to wait until the table that was announced is acknowledged."""
+        if self.announced is not None:
+            words = f"{request}: memory regions were told and not acknowledged yet"
+            raise StateError(words, rule="VU-POST-4")
 
     def is_ack(self, frame: Frame) -> bool:
         """Whether a frame is the acknowledgement of what was announced."""

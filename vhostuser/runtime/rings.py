@@ -41,6 +41,8 @@ from vhostuser.wire.messages import VringAddr
 
 T = TypeVar("T")
 
+_LIMIT = 1 << 64
+
 DRAIN_LIMIT = 10.0  # seconds for a device to complete what it has in flight when its ring shall stop
 
 
@@ -120,13 +122,16 @@ class Rings:
 
         Raises:
             MemoryAccessError: some of it is not in memory.
-            PayloadError: its areas overlap.
+            PayloadError: its areas overlap, or end past 2^64.
         """
         if addr is None or not num or not self.memory.mappings:
             return
         sizes = area_sizes(self._session.features, num)
         placed = sorted(zip(areas(addr), sizes, AREAS, strict=True))
         for address, size, name in placed:
+            if address + size > _LIMIT:
+                words = f"vring {index}: {name} at {address:#x} + size {size:#x} wraps past 2^64"
+                raise PayloadError(words, rule="VU-RING-21")
             if self._iommu.active is None:  # with one, what is not there yet may come
                 self.memory.ring_address(address, size, f"vring {index}: {name}")
         for (lower, size, below), (upper, _, above) in pairwise(placed):
@@ -198,7 +203,7 @@ class Rings:
         vring.polled = False
         if not any(vring.live for vring in self.vrings):
             # what a front-end withdraws while no ring runs, it need not tell
-            self._iommu.table = Iotlb(self.memory)
+            self._iommu.use(Iotlb(self.memory))
 
     async def reap(self) -> None:
         """End the groups without live rings; tell the device when none is left."""
@@ -225,7 +230,7 @@ class Rings:
 
     async def adopt_iotlb(self, table: Iotlb) -> None:
         """Use a new IOTLB everywhere; no thread uses the old one when this returns."""
-        self._iommu.table = table
+        self._iommu.use(table)
         await self.in_turns(self._adopt)  # a group that ends meanwhile reads no memory any more
 
     async def log_anew(self) -> None:
@@ -345,6 +350,5 @@ class Rings:
             if ring.started:
                 try:
                     ring.adopt(self.memory, self._iommu.active)
-                except VhostUserError:
-                    lost = "vring %d: group %d: its addresses are not in the new memory table"
-                    self._complaints.add(lost, ring.index, number)
+                except VhostUserError as error:
+                    self._complaints.add("vring %d: group %d: lost with the new memory: %s", ring.index, number, error)

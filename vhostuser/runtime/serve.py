@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable
 
 import trio
 
 from vhostuser.device import Device
-from vhostuser.errors import ConnectionClosedError, FramingError, first_of
+from vhostuser.errors import ConnectionClosedError, FramingError, PortError, first_of
 from vhostuser.fds import OwnedFd
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers import HANDLERS
@@ -50,7 +51,9 @@ class Server:
     async def run(self) -> None:
         """Serve until cancelled, or until the endpoint has no further connection.
 
-        A connection that ends, however it ends, leaves the device ready for the next one.
+        A connection that ends, however it ends, leaves the device ready for the next one. A mistake of this program's
+        own ends the connection that brought it to light, and no other guest; in Python's development mode
+        (``python -X dev``) it is raised instead, for who looks for mistakes.
 
         Raises:
             PortError: the device's host side failed.
@@ -68,6 +71,12 @@ class Server:
                     log.info("session %d: %s", self.sessions, first_of(closed))
                 except* FramingError as broken:
                     log.warning("session %d: closed: %s", self.sessions, first_of(broken))
+                except* PortError:
+                    raise
+                except* Exception as mistake:
+                    if sys.flags.dev_mode:
+                        raise
+                    log.critical("session %d: closed by a mistake of this program's", self.sessions, exc_info=mistake)
                 finally:
                     self._connection = None
 

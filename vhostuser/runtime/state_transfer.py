@@ -71,7 +71,13 @@ class StateTransfer:
 
     async def run(self) -> None:
         """Move the bytes, then close the pipe."""
-        ours, other = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            ours, other = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            self._error = f"there is no pipe to be had: {error.strerror}"
+            self._fd.close()
+            self._ended.set()
+            return
         try:
             with self._fd, self._scope, trio.move_on_after(STATE_TIMEOUT):
                 self._error = "it did not end in time, or another transfer took its place"

@@ -29,6 +29,7 @@ import select
 import socket
 import stat
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import trio
@@ -41,7 +42,7 @@ from vhostuser.transport.pace import Pace
 from vhostuser.wire.frames import HEADER_SIZE, MAX_FDS, Frame, Header, check_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
 _INT_SIZE = array.array("i").itemsize
@@ -49,6 +50,7 @@ _INT_SIZE = array.array("i").itemsize
 # socket may have switched on (struct ucred, three integers).
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_FDS * _INT_SIZE) + socket.CMSG_SPACE(3 * _INT_SIZE)
 _PEER_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
+_AT_ONCE = 1.0  # seconds
 
 
 class Channel(trio.abc.AsyncResource):
@@ -102,14 +104,21 @@ class Channel(trio.abc.AsyncResource):
         self._patience = math.inf
 
     async def _receive_message(self, reader: _MessageReader) -> Frame:
-        timeout = self.limits.message_timeout
-        with trio.move_on_after(timeout):
+        begin = trio.current_time()
+        with trio.move_on_after(self.limits.message_timeout) as scope:
+            reader.on_fds = partial(self._hurry, scope)
             header = Header.parse(await reader.read(HEADER_SIZE, "header"))
             check_header(header)
             payload = await reader.read(header.size, "payload")
             self._inbound.mid_message = False
             return Frame(header.request, header.flags, payload, reader.take_fds())
-        raise FramingError(f"the peer stalled: {reader.progress} after {timeout:g} s", rule="VU-HDR-9")
+        waited = scope.deadline - begin
+        raise FramingError(f"the peer stalled: {reader.progress} after {waited:g} s", rule="VU-HDR-9")
+
+    def _hurry(self, scope: trio.CancelScope, fds: FdBundle) -> None:
+        """Do not wait long for the rest of a message with the peer's own end: while we hold that, it never closes."""
+        if any(map(self.is_other_end, fds.filenos())):
+            scope.deadline = min(scope.deadline, trio.current_time() + _AT_ONCE)
 
     async def send(self, frame: Frame) -> None:
         """Send a frame, its descriptors on the first byte; they stay with their owner.
@@ -165,11 +174,13 @@ class Channel(trio.abc.AsyncResource):
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             return False
         ours = self._socket.getsockname(), self._socket.getpeername()
-        with socket.socket(fileno=os.dup(fd)) as other:
-            try:
-                return any(ours) and (other.getpeername(), other.getsockname()) == ours
-            except OSError:  # not connected
-                return False
+        other = socket.socket(fileno=fd)
+        try:
+            return any(ours) and (other.getpeername(), other.getsockname()) == ours
+        except OSError:  # not connected
+            return False
+        finally:
+            other.detach()
 
     def close(self) -> None:
         """Close the socket. A task that waits on it gets ClosedResourceError."""
@@ -233,6 +244,7 @@ class _MessageReader:
         self._direction = direction
         self._fds = FdBundle()
         self.progress = ""
+        self.on_fds: Callable[[FdBundle], None] = lambda fds: None
 
     async def read(self, count: int, part: str) -> bytes:
         data = bytearray()
@@ -262,6 +274,7 @@ class _MessageReader:
             raise FramingError(fault, rule="VU-FD-7")
         if block:
             self._fds = block
+            self.on_fds(block)
 
     def take_fds(self) -> FdBundle:
         fds, self._fds = self._fds, FdBundle()

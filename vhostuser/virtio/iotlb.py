@@ -12,8 +12,8 @@ which its place in this process follows, so that it survives a new memory table 
 The packet path finds a ring's areas by one address each. A Linux guest gives a ring pages as they come, and only up to
 256 descriptors is each area within one; of a larger ring the IOTLB tells the pieces, and a ``view`` puts them together.
 
-The front-end is trusted to keep the table, not to keep it small: there are at most ``IOTLB_ENTRIES``, and the oldest
-goes first. What has gone is asked for again when it is needed.
+The front-end is trusted to keep the table, not to keep it small: there are at most ``IOTLB_ENTRIES`` in at most
+``IOTLB_PLACES`` pieces, and the oldest go first. What has gone is asked for again when it is needed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from vhostuser.virtio.memory import GuestMemory, table_of
 from vhostuser.virtio.view import Pieces
 
 IOTLB_ENTRIES = 2048  # of one connection
+IOTLB_PLACES = 8192  # of all its entries together: one may lie in as many regions as there are
 _LIMIT = 1 << 64
 
 
@@ -107,9 +108,7 @@ class Iotlb:
         first, last = self._overlap(iova, size)
         entries = self.entries.copy()
         entries[first:last] = [Entry(iova, size, uaddr, perm, self._updates, places)]
-        if len(entries) > IOTLB_ENTRIES:
-            entries.remove(min(entries, key=lambda entry: entry.age))
-        return Iotlb(self.memory, entries, self._updates + 1)
+        return Iotlb(self.memory, _latest(entries), self._updates + 1)
 
     def invalidated(self, iova: int, size: int) -> Iotlb:
         """This table without the translations of which some part is in a range.
@@ -124,7 +123,12 @@ class Iotlb:
     def over(self, memory: GuestMemory) -> Iotlb:
         """The same translations over another memory table, as far as it has what they lead to."""
         moved = (entry._replace(places=_places(memory, entry.iova, entry.size, entry.uaddr)) for entry in self.entries)
-        return Iotlb(memory, [entry for entry in moved if entry.places], self._updates)
+        return Iotlb(memory, _latest([entry for entry in moved if entry.places]), self._updates)
+
+    def translates(self, iova: int, perm: int) -> bool:
+        """Whether the device may use a byte so."""
+        first, last = self._overlap(iova, 1)
+        return first < last and not perm & ~self.entries[first].perm
 
     def ring_pieces(self, iova: int, length: int, perm: int, name: str) -> Pieces:
         """Where part of a ring lies in this process: one piece, if its pages lie side by side.
@@ -159,6 +163,17 @@ class Iotlb:
         """The slice of the entries that have a part in a range."""
         first = bisect_left(self.entries, iova + 1, key=lambda entry: entry.end)
         return first, bisect_left(self.entries, iova + size, lo=first, key=lambda entry: entry.iova)
+
+
+def _latest(entries: list[Entry]) -> list[Entry]:
+    """As many of some entries as a table may have, the latest."""
+    places = sum(len(entry.places) // 3 for entry in entries)
+    if len(entries) <= IOTLB_ENTRIES and places <= IOTLB_PLACES:
+        return entries
+    kept = sorted(entries, key=lambda entry: entry.age, reverse=True)
+    while len(kept) > IOTLB_ENTRIES or places > IOTLB_PLACES:
+        places -= len(kept.pop().places) // 3
+    return sorted(kept)
 
 
 def check_range(iova: int, size: int) -> None:

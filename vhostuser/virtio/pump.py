@@ -181,8 +181,11 @@ class Pump:
             self.first.note(AT_PORT, 0)
 
     def watch(self, slot: cython.int, ring: Ring) -> cython.bint:
-        """Wait for a ring's kick if it was armed. True: it has no kick descriptor and must be looked at."""
-        self.poll_set[2 * slot] = ring.kick if ring.armed else -1
+        """Wait for a ring's kick if it was armed, or lies where no translation leads yet: a kick has it ask again.
+
+        True: it has no kick descriptor and must be looked at.
+        """
+        self.poll_set[2 * slot] = ring.kick if ring.armed or ring.unplaced() else -1
         self.poll_set[2 * slot + 1] = _IN
         return ring.armed and ring.kick < 0
 

@@ -57,6 +57,7 @@ cdef class Ring:
     cdef void note(self, int what, int count) noexcept nogil
     cdef void notify(self) noexcept nogil
     cdef void kicked(self) noexcept nogil
+    cdef bint unplaced(self) noexcept nogil
 
     cdef int take(self, int limit) noexcept nogil
     cdef void give(self, int count) noexcept nogil

@@ -323,6 +323,16 @@ class Ring:
         self.ask_sent = True
         return self.asks, self.ask_iova, self.ask_perm
 
+    @property
+    def heeds(self) -> bool:
+        """Whether a kick is waited for: the ring was armed, or has no place and asks for it anew then."""
+        return self.armed or self.unplaced()
+
+    def heed(self) -> None:
+        """The kick descriptor is ready: for who waits for it elsewhere than in a pump's thread."""
+        with cython.nogil:
+            self.kicked()
+
     def report(self) -> None:
         """Signal the err descriptor once for the present fault."""
         self.reported = True
@@ -536,13 +546,18 @@ class Ring:
 
         A kick is also a reason to ask once more for a translation that did not come.
         """
-        self.ask_sent = False
+        if self.asks == ASK_TRANSLATION:
+            self.ask_sent = False
         got: cython.long = drain(self.kick)
         if got > 0:
             self.counts[KICKS] += 1
             self.note(AT_KICK, 0)
         elif got not in (_EAGAIN, _EINTR):
             self.kick = -1
+
+    def unplaced(self) -> cython.bint:
+        """Whether its own areas wait for translations."""
+        return self.started and self.desc == 0 and self.asks == ASK_TRANSLATION
 
     # ---- what a layout provides ------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ MAX_MEM_SLOTS = 509
 @handles(R.SET_MEM_TABLE)
 async def _set_mem_table(connection: Connection, message: Message) -> Payload | None:
     assert isinstance(message.payload, MemoryTable)
+    if not connection.postcopy.listening:
+        connection.postcopy.check_acknowledged("SET_MEM_TABLE")
     memory = _map(connection, message.payload.regions, message.fds)
     if connection.postcopy.listening:
         _announce(connection, memory)
@@ -48,6 +50,8 @@ async def _get_max_mem_slots(connection: Connection, message: Message) -> Payloa
 async def _add_mem_reg(connection: Connection, message: Message) -> Payload | None:
     """Add a region. A started ring runs as soon as it finds all of its memory, which this region need not hold."""
     assert isinstance(message.payload, SingleRegion)
+    if not connection.postcopy.listening:
+        connection.postcopy.check_acknowledged("ADD_MEM_REG")
     present = (connection.postcopy.announced or connection.rings.memory).mappings
     if known := _known(connection, present, message.payload.region, message.fds.filenos()[0]):
         known.claims += 1
@@ -71,6 +75,7 @@ async def _add_mem_reg(connection: Connection, message: Message) -> Payload | No
 async def _rem_mem_reg(connection: Connection, message: Message) -> None:
     """Remove a region: the one with this place, this size and this front-end address. No ring may run in it."""
     assert isinstance(message.payload, SingleRegion)
+    connection.postcopy.check_acknowledged("REM_MEM_REG")
     region = message.payload.region
     told = region.guest_phys_addr, region.memory_size, _userspace_addr(connection, region)
     present = connection.rings.memory.mappings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from vhostuser.errors import StateError
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
 from vhostuser.session.backend import Done
@@ -22,8 +21,6 @@ async def _postcopy_listen(connection: Connection, message: Message) -> None:
 
 @handles(R.POSTCOPY_END)
 async def _postcopy_end(connection: Connection, message: Message) -> Payload:
-    if connection.postcopy.announced is not None:
-        words = "POSTCOPY_END: memory regions were told and not acknowledged yet"
-        raise StateError(words, rule="VU-POST-4")
+    connection.postcopy.check_acknowledged("POSTCOPY_END")
     connection.postcopy.end()
     return U64(0)
