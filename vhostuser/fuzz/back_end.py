@@ -23,6 +23,7 @@ from vhostuser.fuzz.reached import Reached
 from vhostuser.fuzz.target import Range, Target
 from vhostuser.fuzz.verdict import Examined, Finding, Trouble, is_open, of_breach, of_death, of_growth, request_name
 from vhostuser.peer.footprint import Footprint
+from vhostuser.session.backend import Offer
 from vhostuser.session.witness import Side
 from vhostuser.transcript.entries import Entry, Transcript
 from vhostuser.transcript.player import Performance, play
@@ -67,7 +68,7 @@ class BackEnds:
     async def target(self) -> AsyncIterator[BackEnd]:
         """A back-end, alive at first. Raises ProgramError if it cannot be started."""
         async with self._targets.target() as target:
-            yield BackEnd(target)
+            yield BackEnd(target, self._known.offer())
 
     def conversation(self, random: Random, kept: Sequence[tuple[Entry, ...]]) -> tuple[Entry, ...]:
         """A course, or two halves of what was kept; mostly broken."""
@@ -98,10 +99,12 @@ class BackEnd:
 
     Args:
         target: The back-end.
+        offer: What it said that it offers.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, offer: Offer) -> None:
         self._target = target
+        self._offer = offer
 
     @property
     def alive(self) -> bool:
@@ -125,7 +128,7 @@ class BackEnd:
         self, entries: Sequence[Entry], patience: float, before: Footprint | None = None
     ) -> Examined[Performance]:
         """Say it and look what became of the back-end."""
-        performance = await play(entries, self._target.connect, patience=patience)
+        performance = await play(entries, self._target.connect, patience=patience, offer=self._offer)
         findings = [*_replies(entries, performance)]
         fatal = await self._fate(entries, performance)
         if fatal is not None:

@@ -4,7 +4,7 @@ Must not know: sockets, memory, what descriptors are of, the back-end's own chan
 
 How: a session (``backend``) is kept that follows the conversation. What it and the codec would refuse, the front-end
 should not have asked; what was asked decides what the back-end has to answer. The offer is learned from the answers;
-until then everything counts as offered.
+until then everything counts as offered, unless who calls knows better.
 
 Theory. The state is what the back-end says that it is.
 
@@ -122,10 +122,14 @@ class _Asked:
 
 
 class Witness:
-    """Follows one connection's main channel from outside. Never raises over what it sees."""
+    """Follows one connection's main channel from outside. Never raises over what it sees.
 
-    def __init__(self) -> None:
-        self._session = BackendSession(Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
+    Args:
+        offer: What the back-end offers, where that is known before it says so.
+    """
+
+    def __init__(self, offer: Offer | None = None) -> None:
+        self._session = BackendSession(offer or Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
         self._due: deque[_Asked] = deque(maxlen=MAX_DUE)  # from the first that waits for an answer on
         self._ahead: BackendSession | None = None  # the state after all of these, if somebody wanted to know
         self._requests = 0
@@ -142,6 +146,12 @@ class Witness:
     def unanswered(self) -> int:
         """How many these are."""
         return sum(asked.promised for asked in self._due)
+
+    @property
+    def open(self) -> bool:
+        """Whether one is under way that may be answered, and need not be: who asks the same again cannot tell which
+        of the two an answer is for."""
+        return any(asked.optional and not asked.promised for asked in self._due)
 
     def request(self, frame: Frame) -> Judgement:
         """Judge what the front-end sent. Never raises."""

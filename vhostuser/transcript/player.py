@@ -24,6 +24,7 @@ import trio
 
 from vhostuser.errors import ConnectionClosedError, FramingError, VhostUserError
 from vhostuser.fds import FdBundle, OwnedFd
+from vhostuser.session.backend import Offer
 from vhostuser.session.witness import Breach, Judgement, Witness
 from vhostuser.transcript.descriptors import Props, describe
 from vhostuser.transcript.entries import (
@@ -103,6 +104,7 @@ async def play(
     *,
     patience: float = 1.0,
     awaited: Callable[[int], bool] = lambda number: False,
+    offer: Offer | None = None,
 ) -> Performance:
     """Play the front-end's part.
 
@@ -111,6 +113,7 @@ async def play(
         connect: Opens a connection to the back-end; called for the first message, and for the next after each closing.
         patience: Seconds to wait for an answer, and for the connection to close where the transcript says so.
         awaited: Whether an answer to the entry of this number is waited for though the rules do not promise one.
+        offer: What the back-end offers, where that is known: what it does not offer it refuses, often without a word.
 
     A play ends where `connect` raises a VhostUserError.
 
@@ -120,7 +123,7 @@ async def play(
     performance, failure = Performance(), None
     with Props() as props:
         async with trio.open_nursery() as nursery:
-            stage = _Stage(nursery, props, connect, performance, patience, awaited)
+            stage = _Stage(nursery, props, connect, performance, patience, awaited, offer)
             try:
                 await stage.play(entries)
             except OSError as error:
@@ -144,6 +147,7 @@ class _Stage:
         performance: Performance,
         patience: float,
         awaited: Callable[[int], bool],
+        offer: Offer | None,
     ) -> None:
         self._over = False  # threads look at it
         self._nursery = nursery
@@ -154,7 +158,8 @@ class _Stage:
         self._awaited = awaited
         self._number = 0
         self._channel: Channel | None = None
-        self._witness = Witness()
+        self._offer = offer
+        self._witness = Witness(offer)
         self._numbers: list[int] = []  # of the entries that the witness was told of
         self._asking = False  # whether it still listens
         self._gone = trio.Event()  # this connection is no more
@@ -215,8 +220,12 @@ class _Stage:
         if not await self._send(channel, frame, said.pieces, said.cut):
             return
         awaited = self._awaited(self._number)
-        if not self._lost and (self._witness.unanswered or awaited) and not await self._answered(heard + awaited):
+        if self._lost:
+            return
+        if (self._witness.unanswered or awaited) and not await self._answered(heard + awaited):
             self._performance.missed.append(self._number)
+            await self._settle()
+        elif self._witness.open:
             await self._settle()
 
     async def _connected(self) -> Channel | None:
@@ -227,7 +236,7 @@ class _Stage:
             except VhostUserError:
                 self._performance.unreachable = self._number
                 return None
-            self._witness, self._gone, self._lost, self._numbers = Witness(), trio.Event(), False, []
+            self._witness, self._gone, self._lost, self._numbers = Witness(self._offer), trio.Event(), False, []
             self._nursery.start_soon(self._hear, self._channel, self._gone)
         return self._channel
 

@@ -50,7 +50,7 @@ _INT_SIZE = array.array("i").itemsize
 # socket may have switched on (struct ucred, three integers).
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_FDS * _INT_SIZE) + socket.CMSG_SPACE(3 * _INT_SIZE)
 _PEER_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
-_AT_ONCE = 1.0  # seconds
+_AT_ONCE = 0.1  # seconds
 
 
 class Channel(trio.abc.AsyncResource):
