@@ -33,8 +33,9 @@ _QEMU_CARD = (
     "-chardev socket,id=c,path={socket},reconnect=1 -netdev vhost-user,id=n,chardev=c "
     "-device virtio-net-pci,netdev=n,vectors=0"
 )
+# development mode: a mistake of ours ends the program, and does not only close the connection
 _OURS = (
-    f"{sys.executable} -m vhostuser net --loop --queues=2 --socket-path={{socket}} "
+    f"{sys.executable} -X dev -m vhostuser net --loop --queues=2 --socket-path={{socket}} "
     "--mtu=1500 --inband --features=+ACCESS_PLATFORM"
 )
 _OUR_VERSION = (sys.executable, "-m", "vhostuser", "--version")

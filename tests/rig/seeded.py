@@ -22,7 +22,7 @@ from tests.rig.process import RigError
 #: All that an interpreted back-end of ours can offer, and packets that come back.
 OPTIONS = ("--loop", "--queues=2", "--mtu=1500", "--features=+ACCESS_PLATFORM", "--inband")
 FEWER = ("--loop", "--queues=2", "--mtu=1500")
-OURS = f"{sys.executable} -m vhostuser net --socket-path={{socket}}"
+OURS = f"{sys.executable} -X dev -m vhostuser net --socket-path={{socket}}"
 JOBS = 8  # back-ends at a time in the suite, most of whose checks wait
 WORKERS = 2
 _KEPT = ("pass", "not applicable")
