@@ -22,10 +22,10 @@ from vhostuser.frontend.memory import MIB, USERSPACE_BASE, RamRegion
 from vhostuser.frontend.net import DRIVER_FEATURES, NetDriver
 from vhostuser.transport.channel import Channel
 from vhostuser.virtio.layout import IOMMU_READ, IOMMU_WRITE
-from vhostuser.wire.codec import encode_ack
+from vhostuser.wire.codec import decode, encode_ack
 from vhostuser.wire.features import ProtocolFeature, VhostFeature
-from vhostuser.wire.messages import U64, Iotlb, IotlbType, Log, MemoryRegion, SingleRegion
-from vhostuser.wire.requests import FrontendRequest
+from vhostuser.wire.messages import U64, Iotlb, IotlbType, Log, MemoryRegion, SingleRegion, VringAddr, VringState
+from vhostuser.wire.requests import BackendRequest, Direction, FrontendRequest
 
 R = FrontendRequest
 LOG_SIZE = ((1 << 32) + 16 * MIB) // PAGE // 8
@@ -332,3 +332,88 @@ async def test_a_back_end_channel_that_answers_nonsense(victim: Victim) -> None:
         with pytest.raises(ConnectionClosedError):
             await receive_all(channel)
         await talking(session.front_end)
+
+
+@pytest.mark.proves("VU-RING-21")
+async def test_a_ring_past_the_last_address_is_refused(victim: Victim) -> None:
+    """Its translation may well end there."""
+    last = (1 << 64) - 16
+    async with guarded(victim, serve=False) as session:
+        front_end, uaddr = session.front_end, session.memory.userspace_addr(IOVA_BASE)
+        for ring in (session.driver.rx, session.driver.tx):
+            await front_end.stop_ring(ring)
+        await front_end.request(R.IOTLB_MSG, Iotlb(last, 16, uaddr, 3, IotlbType.UPDATE))
+        addr = VringAddr(0, 0, last, IOVA_BASE, IOVA_BASE + PAGE, 0)
+        await refused(front_end, ask(R.SET_VRING_ADDR, addr))
+
+
+async def next_miss(session: Guarded) -> int:
+    """The page of the next miss, which is not answered."""
+    channel = session.front_end.backend_channel
+    assert channel is not None
+    with trio.fail_after(DEADLINE):
+        frame = await channel.receive()
+    with frame.fds:
+        message = decode(Direction.BACKEND, frame)
+    assert isinstance(message.payload, Iotlb)
+    assert message.payload.type == IotlbType.MISS
+    return message.payload.iova & -PAGE
+
+
+async def acknowledge(session: Guarded, value: int = 0) -> None:
+    """Answer the miss that is out."""
+    channel = session.front_end.backend_channel
+    assert channel is not None
+    await channel.send(encode_ack(BackendRequest.IOTLB_MSG, value))
+
+
+@pytest.mark.proves("VU-IOTLB-9", "VU-IOTLB-10")
+async def test_a_page_that_is_withdrawn_again_before_its_miss_is_acknowledged_is_a_new_question(victim: Victim) -> None:
+    async with guarded(victim, serve=False) as session:
+        first = await next_miss(session)
+        assert await session.iommu.update(first)
+        await session.iommu.invalidate(first, PAGE)
+        await acknowledge(session)
+        while await next_miss(session) != first:
+            await acknowledge(session)
+
+
+@pytest.mark.proves("VU-IOTLB-9")
+async def test_a_refused_miss_of_a_rings_own_area_is_asked_again_at_the_next_kick(victim: Victim) -> None:
+    async with guarded(victim, serve=False) as session:
+        asked: set[int] = set()
+        async with trio.open_nursery() as kicker:
+
+            async def kick() -> None:
+                while True:
+                    for ring in (session.driver.rx, session.driver.tx):
+                        ring.kick(force=True)
+                    await session.front_end.request(R.GET_FEATURES)
+
+            kicker.start_soon(kick)
+            while (page := await next_miss(session)) not in asked:
+                asked.add(page)
+                await acknowledge(session, 1)
+            await session.front_end._turn.acquire()  # no answer is left behind
+            kicker.cancel_scope.cancel()
+            session.front_end._turn.release()
+
+
+@pytest.mark.proves("VU-IOTLB-8")
+async def test_a_forbidden_access_is_told_once(victim: Victim) -> None:
+    """Kicks, which have a translation asked for again, do not have it told again."""
+    async with guarded(victim) as session:
+        driver, iommu = session.driver, session.iommu
+        await exchange(victim, driver, 1)
+        buffer = session.memory.alloc(PAGE, PAGE)
+        iommu.permissions[buffer // PAGE] = IOMMU_WRITE
+        await iommu.update(buffer)
+        driver.tx.add(readable=[(buffer, 100)])
+        driver.tx.kick(force=True)
+        while not iommu.failures:
+            await trio.lowlevel.checkpoint()
+        for _ in range(5):
+            driver.tx.kick(force=True)
+            await session.front_end.request(R.SET_VRING_ENABLE, VringState(1, 1))
+            await session.front_end.request(R.GET_FEATURES)
+        assert iommu.failures == [(buffer, IOMMU_READ)]

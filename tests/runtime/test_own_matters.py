@@ -501,6 +501,28 @@ async def test_a_mapping_that_is_refused_or_reset_is_none(called: Called) -> Non
                 await called.served.front_end.start_ring(ring)
 
 
+@pytest.mark.proves("VU-SHMEM-3")
+async def test_a_reset_takes_away_what_is_being_mapped_and_unmapped(called: Called) -> None:
+    """The answers come after it, or never."""
+    calls, front_end = called.device.front_end, called.served.front_end
+    assert isinstance(calls, FrontEndCalls)
+    with memfd() as fd:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(calls.map, 200, 0, 0x4000, fd)
+            await called.answers(B.SHMEM_MAP, ShmemMap(200, 0, 0, 0x4000, 0), fds=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(calls.unmap, 200, 0)
+            await wait_all_tasks_blocked()
+            calls.forget()
+            await called.answers(B.SHMEM_UNMAP, ShmemMap(200, 0, 0, 0x4000, 0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(calls.map, 200, 0, 0x4000, fd)
+            await wait_all_tasks_blocked()
+            calls.forget()
+            nursery.cancel_scope.cancel()
+        await front_end.request(R.GET_FEATURES)
+
+
 async def test_without_a_front_end_there_is_nobody_to_ask(tmp_path: Path) -> None:
     async with serving(tmp_path / "keeper.sock") as device:
         assert device.front_end is None

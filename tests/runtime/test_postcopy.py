@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.attack import ask, refused, talking, unanswered
+from tests.hostile.attack import ask, borrowed, eventfd, refused, talking, unanswered
 from tests.hostile.test_memory_control import memfd, region
 from tests.hostile.victim import Victim, good_session, serving, unharmed
 from vhostuser.errors import PortError
@@ -24,7 +24,7 @@ from vhostuser.virtio.memory import Mapping
 from vhostuser.virtio.userfault import UserFault, open_source
 from vhostuser.wire.features import ProtocolFeature
 from vhostuser.wire.frames import VERSION, Frame
-from vhostuser.wire.messages import U64, MemoryTable, SingleRegion
+from vhostuser.wire.messages import U64, MemoryTable, SingleRegion, VringAddr, VringFd, VringState
 from vhostuser.wire.requests import FrontendRequest as R
 
 POSTCOPY = DEFAULT_PROTOCOL_FEATURES | ProtocolFeature.PAGEFAULT
@@ -159,6 +159,46 @@ async def test_a_table_told_again_takes_the_place_of_one_that_waits(arriving: Fr
             await arriving.request(R.ADD_MEM_REG, SingleRegion(region(0, PAGE)), [fd])
             with pytest.raises(RefusedError):
                 await arriving.request(R.ADD_MEM_REG, SingleRegion(region(1, PAGE)), [fd])
+
+
+@pytest.mark.proves("VU-POST-4")
+async def test_what_was_told_stays_until_it_is_acknowledged(destination: Victim) -> None:
+    """A table that is taken away meanwhile would be used by the acknowledgement that comes after."""
+    async with await destination.connect() as front_end:
+        await front_end.negotiate(DRIVER_FEATURES, POSTCOPY | ProtocolFeature.CONFIGURE_MEM_SLOTS)
+        with memfd() as fd, await advise(front_end):
+            await front_end.request(R.POSTCOPY_LISTEN)
+            front_end.listening = True
+            told = [SingleRegion(region(at, PAGE, USERSPACE_BASE + at)) for at in (0, 1 << 32)]
+            await front_end.request(R.ADD_MEM_REG, told[0], [fd])
+            await unanswered(front_end, Frame(R.ADD_MEM_REG, VERSION, bytes(8)))
+            await front_end.request(R.ADD_MEM_REG, told[1], [fd])
+            for early in (ask(R.REM_MEM_REG, told[0]), ask(R.POSTCOPY_END)):
+                await refused(front_end, early)
+            with pytest.raises(RefusedError):
+                await front_end.request_with_fds(R.POSTCOPY_ADVISE)
+            await unanswered(front_end, Frame(R.ADD_MEM_REG, VERSION, bytes(8)))
+            for one in told:
+                await front_end.request(R.REM_MEM_REG, one)
+            await front_end.request(R.POSTCOPY_END)
+
+
+@pytest.mark.proves("VU-POST-4")
+async def test_a_ring_that_cannot_run_in_acknowledged_memory_harms_nobody(destination: Victim) -> None:
+    async with await destination.connect() as front_end:
+        await front_end.negotiate(DRIVER_FEATURES, POSTCOPY | ProtocolFeature.CONFIGURE_MEM_SLOTS)
+        with memfd() as fd, await advise(front_end):
+            await front_end.request(R.POSTCOPY_LISTEN)
+            front_end.listening = True
+            await front_end.request(R.SET_VRING_NUM, VringState(0, 64))
+            one = VringAddr(0, 0, USERSPACE_BASE, USERSPACE_BASE, USERSPACE_BASE, 0)  # all of it at one place
+            await front_end.request(R.SET_VRING_ADDR, one)
+            with borrowed(eventfd()) as (kick,):
+                await front_end.request(R.SET_VRING_KICK, VringFd(0), [kick])
+            await front_end.request(R.ADD_MEM_REG, SingleRegion(region(0, PAGE, USERSPACE_BASE)), [fd])
+            await unanswered(front_end, Frame(R.ADD_MEM_REG, VERSION, bytes(8)))
+            await front_end.request(R.POSTCOPY_END)
+    await destination.alive()
 
 
 @pytest.mark.proves("VU-POST-6")

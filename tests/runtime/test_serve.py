@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
 
-from tests.hostile.attack import REQUEST, ask
+from tests.hostile.attack import REQUEST, ask, closed
 from tests.hostile.victim import DEADLINE, Victim, exchange, good_session, serving
 from tests.ports import PairPort
 from vhostuser.devices.net.device import NetDevice
@@ -18,8 +20,12 @@ from vhostuser.errors import PortError
 from vhostuser.frontend.client import FrontEnd
 from vhostuser.frontend.memory import GuestRam
 from vhostuser.frontend.net import NetDriver
+from vhostuser.runtime import serve
+from vhostuser.runtime.connection import Connection
+from vhostuser.runtime.handlers import HANDLERS
 from vhostuser.runtime.serve import Server
 from vhostuser.transport.endpoints import from_fd
+from vhostuser.wire.messages import Message
 from vhostuser.wire.requests import FrontendRequest
 
 R = FrontendRequest
@@ -112,3 +118,33 @@ async def test_the_second_client_is_next(victim: Victim) -> None:
             await first.aclose()
             with trio.fail_after(DEADLINE):
                 assert (await second.receive_frame()).request == R.GET_FEATURES
+
+
+async def wrong(connection: Connection, message: Message) -> None:
+    raise IndexError("a mistake in a handler")
+
+
+async def test_a_mistake_of_ours_ends_the_connection_that_shows_it(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await victim.connect() as front_end:
+        monkeypatch.setitem(HANDLERS, R.SET_OWNER, wrong)
+        await closed(front_end, ask(R.SET_OWNER))
+        monkeypatch.undo()
+    await good_session(victim)
+    [told] = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert "closed by a mistake of this program's" in told.message
+    assert told.exc_info
+    assert "IndexError: a mistake in a handler" in caplog.text
+    caplog.clear()
+
+
+async def test_in_development_a_mistake_of_ours_is_raised(
+    tmp_path: Path, interrupts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HANDLERS, R.SET_OWNER, wrong)
+    monkeypatch.setattr(serve, "sys", SimpleNamespace(flags=SimpleNamespace(dev_mode=True)))
+    with pytest.RaisesGroup(IndexError, flatten_subgroups=True):
+        async with serving(tmp_path / "vhost.sock") as victim, await victim.connect() as front_end:
+            await closed(front_end, ask(R.SET_OWNER))
+            await trio.sleep_forever()

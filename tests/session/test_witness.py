@@ -212,6 +212,25 @@ def test_a_bad_answer_is_one_to_the_request_that_waits(trial: Trial, frame: Fram
     assert trial.witness.unanswered == 0
 
 
+def test_what_a_known_offer_lacks_is_refused_without_a_word() -> None:
+    trial = Trial()
+    trial.witness = Witness(Offer(F.PROTOCOL_FEATURES, P.REPLY_ACK | P.STATUS, 2))
+    assert trial.ask(R.SET_PROTOCOL_FEATURES, U64(P.REPLY_ACK | P.STATUS)) == []
+    assert trial.ask(R.SET_PROTOCOL_FEATURES, U64(P.REPLY_ACK | P.CONFIG)) == ["VU-NEG-5"]
+    assert trial.ask(R.SET_STATUS, U64(0), need_reply=True) == []
+    assert trial.ack(R.SET_STATUS) == []
+    assert trial.ask(R.SET_VRING_NUM, m.VringState(2, 8), need_reply=True) == ["VU-RING-7"]
+
+
+def test_what_may_be_answered_and_need_not_be_is_open(trial: Trial) -> None:
+    assert not trial.witness.open
+    trial.ask(R.SET_PROTOCOL_FEATURES, U64(P.MQ), need_reply=True)  # takes REPLY_ACK back
+    assert trial.witness.open
+    assert trial.witness.unanswered == 0
+    assert trial.ask(R.GET_FEATURES) == trial.reply(R.GET_FEATURES, U64(F.PROTOCOL_FEATURES)) == []
+    assert not trial.witness.open
+
+
 def test_an_acknowledgement_that_nobody_asked_for(trial: Trial) -> None:
     trial.ask(R.SET_OWNER)
     assert trial.ack(R.SET_OWNER) == ["VU-REP-2"]

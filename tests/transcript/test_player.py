@@ -340,3 +340,19 @@ async def test_a_whole_session_with_ring_positions() -> None:
     judgement = performance.heard[-1].judgement
     assert judgement is not None
     assert judgement.value == VringState(0, 7)
+
+
+async def test_an_answer_is_not_taken_for_one_that_nobody_has_to_give() -> None:
+    """To the one that takes REPLY_ACK back no answer is promised; the next one's is not taken for it."""
+    words = [word.to_bytes(8, "little") for word in (ProtocolFeature.REPLY_ACK, 0, ProtocolFeature.REPLY_ACK)]
+    entries = [*NEGOTIATION, *(ask(R.SET_PROTOCOL_FEATURES, word, NEED_REPLY) for word in words)]
+
+    async def by_the_new_word(channel: Channel, frame: Frame) -> None:
+        if frame.need_reply and any(frame.payload):
+            await channel.send(encode_ack(frame.request, 0))
+
+    scripted = Scripted({R.SET_PROTOCOL_FEATURES: by_the_new_word})
+    async with scripted.serving():
+        performance = await play(entries, scripted.connect, patience=5)
+    assert (performance.missed, performance.breaches) == ([], [])
+    assert [heard.answers for heard in performance.heard] == [0, 1, 3, 5]

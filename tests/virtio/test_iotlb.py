@@ -14,6 +14,7 @@ from tests.virtio.packed import PackedDriver
 from vhostuser.errors import MemoryAccessError, PayloadError
 from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.split import DriverRing
+from vhostuser.virtio import iotlb
 from vhostuser.virtio.features import VirtioFeature
 from vhostuser.virtio.iotlb import IOTLB_ENTRIES, Iotlb, IotlbMissError
 from vhostuser.virtio.layout import ASK_DENIED, ASK_TRANSLATION, EITHER, EVENT, IOMMU_READ, IOMMU_WRITE, WORK
@@ -146,6 +147,23 @@ def test_the_oldest_goes_first(shared: tuple[GuestRam, GuestMemory]) -> None:
     table = table.updated(IOVA - PAGE, PAGE, ram.userspace_addr(0), IOMMU_READ)
     known = {(entry.iova - IOVA) // PAGE for entry in table.entries}
     assert known == {-1, *order} - {order[1]}
+
+
+@pytest.mark.proves("VU-IOTLB-5")
+def test_the_oldest_go_first_where_each_lies_in_many_regions(
+    shared: tuple[GuestRam, GuestMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iotlb, "IOTLB_PLACES", 5)
+    ram, memory = shared
+    table = Iotlb(memory)
+    for i in range(3):
+        table = table.updated(IOVA + i * PAGE, PAGE, ram.userspace_addr(0), IOMMU_READ)
+    for i in (4, 8):
+        table = table.updated(IOVA + i * PAGE, 2 * PAGE, ram.userspace_addr(MIB - PAGE), IOMMU_READ)  # in two regions
+    assert [(entry.iova - IOVA) // PAGE for entry in table.entries] == [2, 4, 8]
+    assert table.translates(IOVA + 5 * PAGE, IOMMU_READ)
+    assert not table.translates(IOVA + 5 * PAGE, IOMMU_WRITE)
+    assert not table.translates(IOVA + PAGE, IOMMU_READ)
 
 
 @pytest.mark.proves("VU-IOTLB-6")
