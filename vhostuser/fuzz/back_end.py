@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 
 import trio
@@ -24,10 +25,13 @@ from vhostuser.fuzz.target import Range, Target
 from vhostuser.fuzz.verdict import Examined, Finding, Trouble, is_open, of_breach, of_death, of_growth, request_name
 from vhostuser.peer.footprint import Footprint
 from vhostuser.session.backend import Offer
-from vhostuser.session.witness import Side
+from vhostuser.session.witness import ALL_RINGS, Side
 from vhostuser.transcript.entries import Entry, Transcript
 from vhostuser.transcript.player import Performance, play
-from vhostuser.wire.requests import FrontendRequest
+from vhostuser.wire.codec import encode
+from vhostuser.wire.features import ProtocolFeature
+from vhostuser.wire.messages import U64
+from vhostuser.wire.requests import Direction, FrontendRequest
 
 _DYING = 0.5  # seconds from the last sign of life to the end of a process that writes a core
 _LEAVING = 0.3  # seconds for a target to let go of a connection
@@ -60,7 +64,9 @@ class BackEnds:
                 raise VhostUserError("the target does not answer GET_FEATURES")
             protocol = await target.features(FrontendRequest.GET_PROTOCOL_FEATURES) or 0
             # some tell pairs and some tell rings; twice as many as the one are enough for the other
-            rings = await target.features(FrontendRequest.GET_QUEUE_NUM)
+            queues = U64(protocol & ProtocolFeature.MQ)
+            first = encode(Direction.FRONTEND, FrontendRequest.SET_PROTOCOL_FEATURES, queues)
+            rings = await target.features(FrontendRequest.GET_QUEUE_NUM, [first])
         self._known = Known(features, protocol, 2 * min(max(rings or 1, 1), 128))
         self._avoidance = Avoidance(self._known)
 
@@ -68,7 +74,8 @@ class BackEnds:
     async def target(self) -> AsyncIterator[BackEnd]:
         """A back-end, alive at first. Raises ProgramError if it cannot be started."""
         async with self._targets.target() as target:
-            yield BackEnd(target, self._known.offer())
+            # how many rings there are is asked in the conversation, or not known: not all devices tell
+            yield BackEnd(target, replace(self._known.offer(), vrings=ALL_RINGS))
 
     def conversation(self, random: Random, kept: Sequence[tuple[Entry, ...]]) -> tuple[Entry, ...]:
         """A course, or two halves of what was kept; mostly broken."""

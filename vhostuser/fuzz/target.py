@@ -8,7 +8,7 @@ before, it shows that it does not answer any more, and no more than that.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -76,8 +76,14 @@ class Target:
         except UnreachableError:
             return False
 
-    async def features(self, request: FrontendRequest = FrontendRequest.GET_FEATURES) -> int | None:
+    async def features(
+        self, request: FrontendRequest = FrontendRequest.GET_FEATURES, first: Iterable[Frame] = ()
+    ) -> int | None:
         """The word that a fresh connection gets for a request without payload; None if it is not answered.
+
+        Args:
+            request: What is asked.
+            first: What is said before, and not answered.
 
         Raises:
             UnreachableError: there is no connection to be had.
@@ -86,6 +92,8 @@ class Target:
         async with channel:
             try:
                 with trio.fail_after(self._patience):
+                    for frame in first:
+                        await channel.send(frame)
                     await channel.send(Frame(request, 1))
                     with (answer := await channel.receive()).fds:
                         value = decode_reply(FRONTEND_REQUESTS[request], answer)

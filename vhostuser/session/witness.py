@@ -37,8 +37,10 @@ from vhostuser.wire.requests import Direction, FrontendRequest, Reply
 MAX_DUE = 4096
 """Requests under way that are remembered; of more, the oldest are forgotten."""
 
+ALL_RINGS = 256
+"""As many as a device can have."""
+
 _EVERYTHING = (1 << 64) - 1
-_ALL_RINGS = 256
 _RINGS_A_QUEUE = 2  # at most: for a network device GET_QUEUE_NUM tells pairs
 _STARTS = frozenset({FrontendRequest.SET_VRING_KICK, FrontendRequest.VRING_KICK})
 _FEATURES = frozenset({FrontendRequest.SET_FEATURES, FrontendRequest.SET_PROTOCOL_FEATURES})
@@ -129,7 +131,7 @@ class Witness:
     """
 
     def __init__(self, offer: Offer | None = None) -> None:
-        self._session = BackendSession(offer or Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
+        self._session = BackendSession(offer or Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), ALL_RINGS))
         self._due: deque[_Asked] = deque(maxlen=MAX_DUE)  # from the first that waits for an answer on
         self._ahead: BackendSession | None = None  # the state after all of these, if somebody wanted to know
         self._requests = 0
