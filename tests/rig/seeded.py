@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +26,56 @@ FEWER = ("--loop", "--queues=2", "--mtu=1500")
 OURS = f"{sys.executable} -X dev -m vhostuser net --socket-path={{socket}}"
 JOBS = 8  # back-ends at a time in the suite, most of whose checks wait
 WORKERS = 2
+SUITE_TIME = 600.0  # seconds
 _KEPT = ("pass", "not applicable")
 
 
 def seeded(seconds: float, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
-    """Look for each fault for so many seconds with either tool.
+    """Look for each fault with the conformance suite, then for those that it does not see with the fuzzer.
+
+    Args:
+        seconds: How long the fuzzer looks for each.
+        faults: Which ones.
 
     Returns:
         Of each fault what found it, and how many were found.
 
     Raises:
-        RigError: the tools find something in the sound package, so that what they find elsewhere tells nothing.
+        RigError: the suite finds something in the sound package, so that what it finds elsewhere tells nothing.
     """
     with tempfile.TemporaryDirectory(prefix="vhu-seeded-") as name:
         sound = Path(name) / "sound"
         sound.mkdir()
         (sound / "vhostuser").symlink_to(ROOT / "vhostuser")
-        if wrong := _conformance(sound, seconds):
+        if wrong := _conformance(sound):
             raise RigError(f"in the sound package the conformance suite finds {wrong}")
-        told = {
-            fault.name: _looked_for(fault, Path(name) / str(number), seconds) for number, fault in enumerate(faults)
-        }
+        trees = {fault.name: Path(name) / str(number) for number, fault in enumerate(faults)}
+        for fault in faults:
+            faulty_copy(trees[fault.name], fault.module, fault.changes)
+        told = {fault: _looked_for(fault, "conform", partial(_conformance, tree)) for fault, tree in trees.items()}
+        for fault, tree in trees.items():
+            if not told[fault]["by"]:
+                told[fault] = _looked_for(fault, "fuzz", partial(_fuzzing, tree, seconds))
     return {"faults": told, "found": sum(bool(one["by"]) for one in told.values()), "of": len(told)}
 
 
-def _looked_for(fault: Fault, tree: Path, seconds: float) -> dict[str, Any]:
-    faulty_copy(tree, fault.module, fault.changes)
+def _looked_for(fault: str, tool: str, find: Callable[[], list[str]]) -> dict[str, Any]:
     begin = time.monotonic()
-    if failed := _conformance(tree, seconds):
-        return {"by": "conform", "what": failed, "seconds": round(time.monotonic() - begin)}
-    begin = time.monotonic()
-    found = _fuzzing(tree, seconds)
-    return {"by": "fuzz" if found else None, "what": found, "seconds": round(time.monotonic() - begin)}
+    found = find()
+    print(f"{fault}: {tool}: {'; '.join(found) or 'nothing'}", file=sys.stderr, flush=True)
+    return {"by": tool if found else None, "what": found, "seconds": round(time.monotonic() - begin)}
 
 
-def _conformance(tree: Path, seconds: float) -> list[str]:
+def _conformance(tree: Path) -> list[str]:
     """The statements that it does not keep, and did not keep when they were tried once more; with what came first."""
-    failed = _failed(tree, seconds, ())
-    again = _failed(tree, seconds, failed) if failed else {}
+    failed = _failed(tree, ())
+    again = _failed(tree, failed) if failed else {}
     return [f"{name}: {told}" for name, told in failed.items() if name in again]
 
 
-def _failed(tree: Path, seconds: float, only: Iterable[str]) -> dict[str, str]:
+def _failed(tree: Path, only: Iterable[str]) -> dict[str, str]:
     words = ["conform", "--format=json", "--keep", f"--jobs={JOBS}", f"--spawn={_command(tree, OPTIONS)}"]
-    told = json.loads(run_tool([*words, *(f"--only={name}" for name in only)], seconds))
+    told = json.loads(run_tool([*words, *(f"--only={name}" for name in only)], SUITE_TIME))
     rows = [row for row in told["results"] if row["verdict"] not in _KEPT]
     return {row["statement"]: next(f["text"] for f in row["findings"] if f["verdict"] not in _KEPT) for row in rows}
 
