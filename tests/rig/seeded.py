@@ -52,10 +52,10 @@ def seeded(seconds: float, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
         trees = {fault.name: Path(name) / str(number) for number, fault in enumerate(faults)}
         for fault in faults:
             faulty_copy(trees[fault.name], fault.module, fault.changes)
-        told = {fault: _looked_for(fault, "conform", partial(_conformance, tree)) for fault, tree in trees.items()}
-        for fault, tree in trees.items():
-            if not told[fault]["by"]:
-                told[fault] = _looked_for(fault, "fuzz", partial(_fuzzing, tree, seconds))
+        told = {what: _looked_for(what, "conform", partial(_conformance, tree)) for what, tree in trees.items()}
+        for what, tree in trees.items():
+            if not told[what]["by"]:
+                told[what] = _looked_for(what, "fuzz", partial(_fuzzing, tree, seconds))
     return {"faults": told, "found": sum(bool(one["by"]) for one in told.values()), "of": len(told)}
 
 
