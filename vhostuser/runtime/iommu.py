@@ -4,7 +4,8 @@ Must not know which rings there are, nor how they come to use a new table: ``rin
 
 A ring that needs a translation waits for it in its thread and costs nothing meanwhile. The front-end is asked once for
 each page, and for a bounded number of them at a time. It answers by an update on the main channel, which every ring
-adopts. If it refuses, or never answers, the ring goes on waiting; its driver's next kick has the question asked again.
+adopts. If it refuses, the ring goes on waiting; its driver's next kick has the question asked again. Who never answers
+loses the channel (``backend_channel``), and the ring waits until it is stopped.
 """
 
 from __future__ import annotations
