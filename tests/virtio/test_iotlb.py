@@ -16,7 +16,7 @@ from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.split import DriverRing
 from vhostuser.virtio import iotlb
 from vhostuser.virtio.features import VirtioFeature
-from vhostuser.virtio.iotlb import IOTLB_ENTRIES, Iotlb, IotlbMissError
+from vhostuser.virtio.iotlb import IOTLB_ENTRIES, IotlbMissError, IotlbTable
 from vhostuser.virtio.layout import ASK_DENIED, ASK_TRANSLATION, EITHER, EVENT, IOMMU_READ, IOMMU_WRITE, WORK
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import ChainPump
@@ -71,7 +71,7 @@ def test_translations_are_the_front_ends_last_words(
 ) -> None:
     """An update replaces whole what it overlaps, and an invalidation withdraws whole what it touches."""
     ram, memory = shared
-    table = Iotlb(memory)
+    table = IotlbTable(memory)
     model: list[Update] = []
     for change in changes:
         pages = range(change.first, change.first + change.pages)
@@ -99,7 +99,7 @@ def _end(update: Update) -> int:
 
 def test_ranges_span_entries_and_regions(shared: tuple[GuestRam, GuestMemory]) -> None:
     ram, memory = shared
-    table = Iotlb(memory).updated(IOVA, 2 * PAGE, ram.userspace_addr(MIB - PAGE), BOTH)
+    table = IotlbTable(memory).updated(IOVA, 2 * PAGE, ram.userspace_addr(MIB - PAGE), BOTH)
     table = table.updated(IOVA + 2 * PAGE, PAGE, ram.userspace_addr(1 << 32), BOTH)
     assert table.readable.pieces(IOVA + 1, 3 * PAGE - 1) == [
         (host(memory, MIB - PAGE + 1), PAGE - 1),
@@ -121,7 +121,7 @@ WRONG = {
 def test_s5_what_cannot_be_a_translation(
     shared: tuple[GuestRam, GuestMemory], iova: int, size: int, uaddr: int, reason: str
 ) -> None:
-    table = Iotlb(shared[1])
+    table = IotlbTable(shared[1])
     with pytest.raises(PayloadError, match=reason):
         table.updated(iova, size, uaddr, BOTH)
     if "uaddr" not in reason and "memory" not in reason:
@@ -133,13 +133,13 @@ def test_s5_what_cannot_be_a_translation(
 def test_part_of_a_translation_in_no_region(shared: tuple[GuestRam, GuestMemory]) -> None:
     ram, memory = shared
     with pytest.raises(PayloadError):
-        Iotlb(memory).updated(IOVA, 2 * PAGE, ram.userspace_addr(2 * MIB - PAGE), BOTH)
+        IotlbTable(memory).updated(IOVA, 2 * PAGE, ram.userspace_addr(2 * MIB - PAGE), BOTH)
 
 
 @pytest.mark.proves("VU-IOTLB-5")
 def test_the_oldest_goes_first(shared: tuple[GuestRam, GuestMemory]) -> None:
     ram, memory = shared
-    table = Iotlb(memory)
+    table = IotlbTable(memory)
     order = [i * 7919 % IOTLB_ENTRIES for i in range(IOTLB_ENTRIES)]
     for i in order:
         table = table.updated(IOVA + i * PAGE, PAGE, ram.userspace_addr(0), IOMMU_READ)
@@ -150,12 +150,12 @@ def test_the_oldest_goes_first(shared: tuple[GuestRam, GuestMemory]) -> None:
 
 
 @pytest.mark.proves("VU-IOTLB-5")
-def test_the_oldest_go_first_where_each_lies_in_many_regions(
+def test_the_oldest_go_first_where_they_lie_in_many_pieces(
     shared: tuple[GuestRam, GuestMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(iotlb, "IOTLB_PLACES", 5)
+    monkeypatch.setattr(iotlb, "IOTLB_PIECES", 5)
     ram, memory = shared
-    table = Iotlb(memory)
+    table = IotlbTable(memory)
     for i in range(3):
         table = table.updated(IOVA + i * PAGE, PAGE, ram.userspace_addr(0), IOMMU_READ)
     for i in (4, 8):
@@ -169,7 +169,7 @@ def test_the_oldest_go_first_where_each_lies_in_many_regions(
 @pytest.mark.proves("VU-IOTLB-6")
 def test_a_new_memory_table_keeps_what_it_still_has(shared: tuple[GuestRam, GuestMemory]) -> None:
     ram, memory = shared
-    table = Iotlb(memory).updated(IOVA, PAGE, ram.userspace_addr(0), BOTH)
+    table = IotlbTable(memory).updated(IOVA, PAGE, ram.userspace_addr(0), BOTH)
     table = table.updated(IOVA + PAGE, PAGE, ram.userspace_addr(MIB), BOTH)
     fewer = GuestMemory([map_region(ram.regions[1])])
     moved = table.over(fewer)
@@ -182,7 +182,9 @@ def test_a_new_memory_table_keeps_what_it_still_has(shared: tuple[GuestRam, Gues
 def test_the_pieces_of_a_ring(shared: tuple[GuestRam, GuestMemory]) -> None:
     ram, memory = shared
     told = ram.userspace_addr
-    table = Iotlb(memory).updated(IOVA, PAGE, told(0x3000), IOMMU_READ).updated(IOVA + PAGE, PAGE, told(0x4000), BOTH)
+    table = (
+        IotlbTable(memory).updated(IOVA, PAGE, told(0x3000), IOMMU_READ).updated(IOVA + PAGE, PAGE, told(0x4000), BOTH)
+    )
     [piece] = table.ring_pieces(IOVA + 16, 2 * PAGE - 16, IOMMU_READ, "it")
     assert piece == (host(memory, 0x3010), 2 * PAGE - 16)
     with pytest.raises(MemoryAccessError, match="permission 2 is needed, it has 1"):
@@ -204,7 +206,7 @@ class Translated:
     def __init__(self, features: int) -> None:
         self.ram = GuestRam()
         self.memory = map_guest(self.ram)
-        self.iotlb = Iotlb(self.memory)
+        self.iotlb = IotlbTable(self.memory)
         packed = features & VirtioFeature.RING_PACKED
         self.driver = PackedDriver(self.ram, 0, 16) if packed else DriverRing(self.ram, 0, 16)
         self.buffer = self.ram.alloc(PAGE, PAGE)
@@ -277,7 +279,7 @@ def test_a_ring_goes_on_after_its_place_was_withdrawn(translated: Translated) ->
         assert translated.pump.read(translated.pump.ticket) == b"%d" % done
         assert translated.pump.complete(translated.pump.ticket, 0)
         assert len(driver.reap()) == 1
-        translated.iotlb = Iotlb(translated.memory)
+        translated.iotlb = IotlbTable(translated.memory)
         ring.adopt(translated.memory, translated.iotlb)
         assert not ring.armed
 

@@ -24,7 +24,7 @@ from vhostuser.frontend.memory import MIB, GuestRam
 from vhostuser.frontend.postcopy import PageServer
 from vhostuser.frontend.split import DriverRing
 from vhostuser.virtio.features import VirtioFeature
-from vhostuser.virtio.iotlb import Iotlb
+from vhostuser.virtio.iotlb import IotlbTable
 from vhostuser.virtio.layout import EITHER, EVENT, IOMMU_READ, IOMMU_WRITE
 from vhostuser.virtio.pump import ChainPump
 from vhostuser.virtio.ring import FAULTS
@@ -119,7 +119,7 @@ class Scattered:
         packed = features & VirtioFeature.RING_PACKED
         self.driver = PackedDriver(self.ram, 0, SIZE) if packed else DriverRing(self.ram, 0, SIZE)
         self.buffer = self.ram.alloc(PAGE, PAGE)
-        self.iotlb = Iotlb(self.memory)
+        self.iotlb = IotlbTable(self.memory)
         for page in range(self.driver.desc_addr & -PAGE, self.buffer + PAGE, PAGE):
             self.know(page)
         self.ring = make_ring(features, 0, EITHER)

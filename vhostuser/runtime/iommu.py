@@ -14,12 +14,11 @@ import trio
 
 from vhostuser.runtime.backend_channel import BackendChannel
 from vhostuser.session.backend import BackendSession
-from vhostuser.virtio.iotlb import Iotlb
+from vhostuser.virtio.iotlb import IotlbTable
 from vhostuser.virtio.layout import ASK_DENIED, ASK_TRANSLATION
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.wire.features import VhostFeature
-from vhostuser.wire.messages import Iotlb as IotlbMessage
-from vhostuser.wire.messages import IotlbType
+from vhostuser.wire.messages import Iotlb, IotlbType
 from vhostuser.wire.requests import BackendRequest
 
 MAX_QUESTIONS = 256  # on their way to the front-end
@@ -36,18 +35,18 @@ class Iommu:
     """
 
     def __init__(self, session: BackendSession, channel: BackendChannel) -> None:
-        self.table = Iotlb(GuestMemory())
+        self.table = IotlbTable(GuestMemory())
         self._session = session
         self._channel = channel
-        self._questions: dict[_Question, IotlbMessage] = {}
+        self._questions: dict[_Question, Iotlb] = {}
         self._telling = 0
 
     @property
-    def active(self) -> Iotlb | None:
+    def active(self) -> IotlbTable | None:
         """The table, if the driver's addresses are those of an IOMMU."""
         return self.table if self._session.features & VhostFeature.ACCESS_PLATFORM else None
 
-    def use(self, table: Iotlb) -> None:
+    def use(self, table: IotlbTable) -> None:
         """Have another table. What it translates is no question any more: withdrawn again, it will be a new one.
 
         So it is with a table that is empty, which is had when no ring runs.
@@ -65,11 +64,11 @@ class Iommu:
         answered = what == ASK_TRANSLATION and self.table.translates(iova, perm)
         if answered or question in self._questions or self._telling == MAX_QUESTIONS:
             return
-        message = self._questions[question] = IotlbMessage(iova, 0, 0, perm, _TYPES[what])
+        message = self._questions[question] = Iotlb(iova, 0, 0, perm, _TYPES[what])
         self._telling += 1
         nursery.start_soon(self._tell, question, message)
 
-    async def _tell(self, question: _Question, message: IotlbMessage) -> None:
+    async def _tell(self, question: _Question, message: Iotlb) -> None:
         try:
             await self._channel.tell(BackendRequest.IOTLB_MSG, message)
         finally:

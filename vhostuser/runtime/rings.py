@@ -31,7 +31,7 @@ from vhostuser.session.backend import BackendSession
 from vhostuser.session.vrings import check_ring
 from vhostuser.virtio.audit import WriteWatch
 from vhostuser.virtio.features import VirtioFeature
-from vhostuser.virtio.iotlb import Iotlb
+from vhostuser.virtio.iotlb import IotlbTable
 from vhostuser.virtio.memory import GuestMemory
 from vhostuser.virtio.pump import Pump
 from vhostuser.virtio.ring import Ring
@@ -92,8 +92,8 @@ class Rings:
         self._group_type = group_type
         self._retired: list[GuestMemory] = []  # tables that some thread may still read
         self._groups: dict[int, LiveGroup] = {}
-        # each ring's group, and its place in there: every request looks at all rings
-        self._places = {
+        # each ring's group, and its number in there: every request looks at all rings
+        self._seats = {
             index: (number, place)
             for number, indices in enumerate(device.groups)
             for place, index in enumerate(indices)
@@ -157,7 +157,7 @@ class Rings:
         if vring.live:
             await self.in_turn(index, lambda ring: self._place_ring(ring, vring))
             return
-        number, place = self._places[index]
+        number, place = self._seats[index]
         live = self._groups.get(number) or self._open_group(number)
         start = partial(self._start, live.pump.rings[place], vring, self._inband.notifiers(vring))
         vring.live = True
@@ -181,12 +181,12 @@ class Rings:
     async def in_turn(self, index: int, function: Callable[[Ring], T]) -> T:
         """Run `function` with a live ring in its group's thread between two turns, and return or raise what it does."""
         ring = self._ring(index)
-        number, _ = self._places[index]
+        number, _ = self._seats[index]
         return await self._groups[number].group.call(lambda: function(ring))
 
     async def drain(self, index: int) -> None:
         """Wait until what a ring has in flight is completed, or too long."""
-        live = self._groups.get(self._places[index][0])
+        live = self._groups.get(self._seats[index][0])
         if self.vrings[index].live and live and not await live.drain(DRAIN_LIMIT):
             self._complaints.add("vring %d: still in flight after %g s, and not waited for", index, DRAIN_LIMIT)
 
@@ -203,7 +203,7 @@ class Rings:
         vring.polled = False
         if not any(vring.live for vring in self.vrings):
             # what a front-end withdraws while no ring runs, it need not tell
-            self._iommu.use(Iotlb(self.memory))
+            self._iommu.use(IotlbTable(self.memory))
 
     async def reap(self) -> None:
         """End the groups without live rings; tell the device when none is left."""
@@ -228,7 +228,7 @@ class Rings:
         self.audit.follow(memory)
         old.close(memory)
 
-    async def adopt_iotlb(self, table: Iotlb) -> None:
+    async def adopt_iotlb(self, table: IotlbTable) -> None:
         """Use a new IOTLB everywhere; no thread uses the old one when this returns."""
         self._iommu.use(table)
         await self.in_turns(self._adopt)  # a group that ends meanwhile reads no memory any more
@@ -310,7 +310,7 @@ class Rings:
 
     def _ring(self, index: int) -> Ring:
         """The ring object of a live vring."""
-        number, place = self._places[index]
+        number, place = self._seats[index]
         return self._groups[number].pump.rings[place]
 
     # ---- in a group's thread -----------------------------------------------------------------------------------------

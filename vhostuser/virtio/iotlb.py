@@ -2,8 +2,8 @@
 
 Must not know messages, nor who answers a miss.
 
-An :class:`Iotlb` is a snapshot, as a memory table is: it never changes, each update or invalidation makes a new one,
-and each queue group adopts it between two turns. So when all have, no withdrawn translation is in use any more.
+An :class:`IotlbTable` is a snapshot, as a memory table is: it never changes, each update or invalidation makes a new
+one, and each queue group adopts it between two turns. So when all have, no withdrawn translation is in use any more.
 
 For the rings it is two address tables, of what the device may read and of what it may write, so that permissions cost
 the packet path nothing: a range that is not in the table is a ``MISS``. An entry keeps the front-end's address from
@@ -13,7 +13,7 @@ The packet path finds a ring's areas by one address each. A Linux guest gives a 
 256 descriptors is each area within one; of a larger ring the IOTLB tells the pieces, and a ``view`` puts them together.
 
 The front-end is trusted to keep the table, not to keep it small: there are at most ``IOTLB_ENTRIES`` in at most
-``IOTLB_PLACES`` pieces, and the oldest go first. What has gone is asked for again when it is needed.
+``IOTLB_PIECES`` pieces, and the oldest go first. What has gone is asked for again when it is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vhostuser.virtio.memory import GuestMemory, table_of
 from vhostuser.virtio.view import Pieces
 
 IOTLB_ENTRIES = 2048  # of one connection
-IOTLB_PLACES = 8192  # of all its entries together: one may lie in as many regions as there are
+IOTLB_PIECES = 8192  # of all its entries together: one may lie in as many regions as there are
 _LIMIT = 1 << 64
 
 
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
         uaddr: the first address as the front-end knows it.
         perm: ``IOMMU_READ``, ``IOMMU_WRITE``, or both.
         age: how many updates came before it.
-        places: triples, one behind the other: IOVA, bytes, and where they lie in this process.
+        pieces: triples, one behind the other: IOVA, bytes, and where they lie in this process.
     """
 
     iova: int
@@ -64,7 +64,7 @@ class Entry(NamedTuple):
     uaddr: int
     perm: int
     age: int
-    places: tuple[int, ...]
+    pieces: tuple[int, ...]
 
     @property
     def end(self) -> int:
@@ -72,7 +72,7 @@ class Entry(NamedTuple):
         return self.iova + self.size
 
 
-class Iotlb:
+class IotlbTable:
     """An immutable table of translations over a memory table.
 
     Attributes:
@@ -90,9 +90,9 @@ class Iotlb:
         self.writable = self._table(IOMMU_WRITE)
 
     def _table(self, perm: int) -> GuestMemory:
-        return table_of(array("Q", [n for entry in self.entries if entry.perm & perm for n in entry.places]), MISS)
+        return table_of(array("Q", [n for entry in self.entries if entry.perm & perm for n in entry.pieces]), MISS)
 
-    def updated(self, iova: int, size: int, uaddr: int, perm: int) -> Iotlb:
+    def updated(self, iova: int, size: int, uaddr: int, perm: int) -> IotlbTable:
         """This table with one more translation. It replaces all that it overlaps: the front-end has the last word.
 
         Raises:
@@ -101,16 +101,16 @@ class Iotlb:
         check_range(iova, size)
         if uaddr + size > _LIMIT:
             raise PayloadError(f"IOTLB_MSG: uaddr {uaddr:#x} + size {size:#x} wraps past 2^64", rule="VU-IOTLB-4")
-        places = _places(self.memory, iova, size, uaddr)
-        if not places:
+        pieces = _pieces_of(self.memory, iova, size, uaddr)
+        if not pieces:
             words = f"IOTLB_MSG: uaddr {uaddr:#x}: its {size:#x} bytes are not all in memory regions"
             raise PayloadError(words, rule="VU-IOTLB-4")
         first, last = self._overlap(iova, size)
         entries = self.entries.copy()
-        entries[first:last] = [Entry(iova, size, uaddr, perm, self._updates, places)]
-        return Iotlb(self.memory, _latest(entries), self._updates + 1)
+        entries[first:last] = [Entry(iova, size, uaddr, perm, self._updates, pieces)]
+        return IotlbTable(self.memory, _latest(entries), self._updates + 1)
 
-    def invalidated(self, iova: int, size: int) -> Iotlb:
+    def invalidated(self, iova: int, size: int) -> IotlbTable:
         """This table without the translations of which some part is in a range.
 
         Raises:
@@ -118,12 +118,14 @@ class Iotlb:
         """
         check_range(iova, size)
         first, last = self._overlap(iova, size)
-        return Iotlb(self.memory, self.entries[:first] + self.entries[last:], self._updates)
+        return IotlbTable(self.memory, self.entries[:first] + self.entries[last:], self._updates)
 
-    def over(self, memory: GuestMemory) -> Iotlb:
+    def over(self, memory: GuestMemory) -> IotlbTable:
         """The same translations over another memory table, as far as it has what they lead to."""
-        moved = (entry._replace(places=_places(memory, entry.iova, entry.size, entry.uaddr)) for entry in self.entries)
-        return Iotlb(memory, _latest([entry for entry in moved if entry.places]), self._updates)
+        moved = (
+            entry._replace(pieces=_pieces_of(memory, entry.iova, entry.size, entry.uaddr)) for entry in self.entries
+        )
+        return IotlbTable(memory, _latest([entry for entry in moved if entry.pieces]), self._updates)
 
     def translates(self, iova: int, perm: int) -> bool:
         """Whether the device may use a byte so."""
@@ -147,7 +149,7 @@ class Iotlb:
             if perm & ~entry.perm:
                 words = f"{name} at IOVA {at:#x}: permission {perm} is needed, it has {entry.perm}"
                 raise MemoryAccessError(words, rule="VU-IOTLB-7")
-            for start, size, host in zip(*[iter(entry.places)] * 3, strict=True):
+            for start, size, host in zip(*[iter(entry.pieces)] * 3, strict=True):
                 if not start <= at < min(start + size, end):
                     continue
                 place, piece = host + at - start, min(start + size, end) - at
@@ -167,12 +169,12 @@ class Iotlb:
 
 def _latest(entries: list[Entry]) -> list[Entry]:
     """As many of some entries as a table may have, the latest."""
-    places = sum(len(entry.places) // 3 for entry in entries)
-    if len(entries) <= IOTLB_ENTRIES and places <= IOTLB_PLACES:
+    pieces = sum(len(entry.pieces) // 3 for entry in entries)
+    if len(entries) <= IOTLB_ENTRIES and pieces <= IOTLB_PIECES:
         return entries
     kept = sorted(entries, key=lambda entry: entry.age, reverse=True)
-    while len(kept) > IOTLB_ENTRIES or places > IOTLB_PLACES:
-        places -= len(kept.pop().places) // 3
+    while len(kept) > IOTLB_ENTRIES or pieces > IOTLB_PIECES:
+        pieces -= len(kept.pop().pieces) // 3
     return sorted(kept)
 
 
@@ -188,14 +190,14 @@ def check_range(iova: int, size: int) -> None:
         raise PayloadError(f"IOTLB_MSG: iova {iova:#x} + size {size:#x} wraps past 2^64", rule="VU-IOTLB-4")
 
 
-def _places(memory: GuestMemory, iova: int, size: int, uaddr: int) -> tuple[int, ...]:
+def _pieces_of(memory: GuestMemory, iova: int, size: int, uaddr: int) -> tuple[int, ...]:
     """Where a range of the front-end's addresses lies, region by region; nothing if some of it is in none."""
-    places: list[int] = []
+    pieces: list[int] = []
     at, end = uaddr, uaddr + size
     for mapping in sorted(memory.mappings, key=lambda mapping: mapping.userspace_addr):
         offset = at - mapping.userspace_addr
         if 0 <= offset < mapping.memory_size and at < end:
             piece = min(end - at, mapping.memory_size - offset)
-            places += iova + at - uaddr, piece, mapping.host_address + offset
+            pieces += iova + at - uaddr, piece, mapping.host_address + offset
             at += piece
-    return tuple(places) if at == end else ()
+    return tuple(pieces) if at == end else ()

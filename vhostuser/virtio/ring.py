@@ -24,7 +24,7 @@ are made. A device that wrote what `written` may never tell of says so at once: 
 them, so that a device can put a private header before a chain, or more room behind it, without moving anything. A
 spare slot is empty (the kernel skips zero-length iovecs), so the whole burst is also one long vector.
 
-**IOMMU.** With an :class:`~vhostuser.virtio.iotlb.Iotlb` the ring's own addresses and those of its buffers are IOVAs.
+**IOMMU.** With an :class:`~vhostuser.virtio.iotlb.IotlbTable` the ring's own addresses and its buffers' are IOVAs.
 What is not translated yet waits: a chain in the ring (``PARK``), or the ring as a whole. The ring then has a
 :meth:`Ring.question` for the front-end, and each table that it adopts is a reason to try again. An area whose pages do
 not lie side by side is mapped once more, as a :class:`~vhostuser.virtio.view.View`, as long as they are the same pages.
@@ -44,7 +44,7 @@ import cython
 
 from vhostuser.errors import MemoryAccessError, PayloadError
 from vhostuser.virtio.inflight import Part
-from vhostuser.virtio.iotlb import Iotlb, IotlbMissError
+from vhostuser.virtio.iotlb import IotlbMissError, IotlbTable
 from vhostuser.virtio.view import Pieces, View
 
 if not cython.compiled:  # the compiled edition has the same names from its .pxd
@@ -187,7 +187,7 @@ class Ring:
         self.err = fd
         self.err_may_block = _may_block(fd)
 
-    def adopt(self, memory: GuestMemory, iotlb: Iotlb | None = None) -> None:
+    def adopt(self, memory: GuestMemory, iotlb: IotlbTable | None = None) -> None:
         """Use this memory table from now on, and this IOTLB over it. A ring whose addresses are not in it is broken.
 
         One whose addresses are not translated yet waits, and asks for them.
@@ -207,7 +207,7 @@ class Ring:
         self.asks = ASK_NOTHING
         before, self.views = self.views, {}
         try:
-            places = self.places(memory, iotlb, before)
+            addresses = self.area_addresses(memory, iotlb, before)
         except IotlbMissError as miss:
             self.armed = False
             self.ask(ASK_TRANSLATION, miss.iova, miss.perm)
@@ -219,7 +219,7 @@ class Ring:
         finally:
             for view in before.values():  # some of it was withdrawn
                 view.close()
-        self.desc, self.driver, self.device = places
+        self.desc, self.driver, self.device = addresses
         if self.views:
             self.memory = memory.viewed(self.views.values())
         self.place_log()
@@ -239,7 +239,7 @@ class Ring:
         """Tell the log where the ring lies."""
         self.log.place(self.memory, self.desc, self.device)
 
-    def places(self, memory: GuestMemory, iotlb: Iotlb | None, before: dict[Pieces, View]) -> list[int]:
+    def area_addresses(self, memory: GuestMemory, iotlb: IotlbTable | None, before: dict[Pieces, View]) -> list[int]:
         """Where descriptor, driver and device area lie. Raises as :meth:`adopt` says, and IotlbMissError.
 
         Views that still show what they have to are taken out of those from `before`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vhostuser.errors import NotNegotiatedError, PayloadError
 from vhostuser.runtime.connection import Connection
 from vhostuser.runtime.handlers.registry import handles
-from vhostuser.virtio.iotlb import Iotlb as Table
+from vhostuser.virtio.iotlb import IotlbTable
 from vhostuser.virtio.layout import IOMMU_READ, IOMMU_WRITE
 from vhostuser.wire.features import VhostFeature
 from vhostuser.wire.messages import U64, Iotlb, IotlbType, Message, Payload
@@ -24,7 +24,7 @@ async def _iotlb_msg(connection: Connection, message: Message) -> Payload:
     return U64(0)
 
 
-def _changed(table: Table, told: Iotlb) -> Table:
+def _changed(table: IotlbTable, told: Iotlb) -> IotlbTable:
     match told.type:
         case IotlbType.UPDATE if told.perm not in _PERMISSIONS:
             words = f"IOTLB_MSG: perm {told.perm} is not in 1..3 (iova {told.iova:#x})"
@@ -33,7 +33,7 @@ def _changed(table: Table, told: Iotlb) -> Table:
             return table.updated(told.iova, told.size, told.uaddr, told.perm)
         case IotlbType.INVALIDATE if (told.iova, told.size) == (0, 0):
             # all there is: the size of that, 2^64, does not fit the field
-            return Table(table.memory)
+            return IotlbTable(table.memory)
         case IotlbType.INVALIDATE:
             return table.invalidated(told.iova, told.size)
     words = f"IOTLB_MSG: type {told.type} is neither UPDATE (2) nor INVALIDATE (3)"
