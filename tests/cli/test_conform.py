@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from vhostuser.cli import main
+from vhostuser.conformance.check import all_checks
 from vhostuser.transcript.file import load
 
 SCRIPTED = Path(__file__).parents[1] / "conformance" / "scripted.py"
@@ -74,6 +76,13 @@ def test_what_fails_is_told_and_saved_and_played_again(tmp_path: Path) -> None:
     (path,) = (tmp_path / "saved").iterdir()
     assert lines[2] == f"    transcript: {path}; played again, it went the same way"
     assert "the back-end died: SIGABRT" in load(path).scene
+
+
+def test_a_transcript_that_cannot_be_saved_is_told(tmp_path: Path) -> None:
+    (path,) = (tmp_path / f"{check.name}.jsonl" for check in all_checks() if fnmatchcase(check.name, OWNER))
+    path.mkdir()
+    result = conform(f"--spawn={DIES}", f"--only={OWNER}", f"--save={tmp_path}")
+    assert (result.exit_code, result.stderr) == (2, f"Error: {path}: Is a directory\n")
 
 
 def test_who_does_not_say_what_it_offers_fails() -> None:

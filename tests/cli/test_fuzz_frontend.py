@@ -28,6 +28,15 @@ def test_what_was_found_is_told_without_colours_and_as_json(tmp_path: Path) -> N
     assert all(Path(finding["transcript"]).name in output for finding in report["findings"])
 
 
+def test_what_was_done_is_told_when_it_cannot_go_on(tmp_path: Path) -> None:
+    taken = tmp_path / "wrong-request--VU-NEG-6.jsonl"
+    taken.mkdir()
+    command = f"{sys.executable} -I -S {GULLIBLE} {{socket}} hurries leaves oversteps"
+    code, output = run("--spawn", command, "--findings", str(tmp_path), "--patience", "0.1")
+    assert (code, "VU-NEG-6" in output) == (2, True), output
+    assert output.endswith(f"Error: {taken}: Is a directory\n")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -111,14 +111,14 @@ def run_campaign(aim: Aim[Any], settings: Settings, json_file: Path | None) -> N
             came = run_until_signal(campaign.run)
         except* (VhostUserError, OSError) as errors:
             failure = first_of(errors)
-    told = report(campaign.progress, settings, time.monotonic() - begin)
-    try:
-        if failure is None or campaign.progress.conversations:
+    if failure is None or campaign.progress.conversations:
+        told = report(campaign.progress, settings, time.monotonic() - begin)
+        try:
             _show(console, campaign.progress, told["seconds"])
-    finally:
-        if json_file is not None:
-            with naming("--json", json_file):
-                json_file.write_text(json.dumps(told, indent=2) + "\n")
+        finally:
+            if json_file is not None:
+                with naming("--json", json_file):
+                    json_file.write_text(json.dumps(told, indent=2) + "\n")
     if failure is not None:
         raise failure
     if came is not None:

@@ -160,8 +160,9 @@ class Campaign:
 
     def _keep(self, found: Found) -> None:
         if self._settings.findings is not None:
-            found.path = self._settings.findings / f"{_file_name(found.finding)}.jsonl"
-            save(self._aim.transcript(found.entries, found.finding.name), found.path)
+            path = self._settings.findings / f"{_file_name(found.finding)}.jsonl"
+            save(self._aim.transcript(found.entries, found.finding.name), path)
+            found.path = path
 
 
 class _Worker:
