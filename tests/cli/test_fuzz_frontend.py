@@ -25,6 +25,16 @@ def test_what_was_found_is_told_without_colours_and_as_json(tmp_path: Path) -> N
     assert (code, "VU-NEG-6" in output, "\x1b" in output) == (1, True, False), output
     report = json.loads((tmp_path / "report").read_text())
     assert "VU-NEG-6" in [finding["signature"] for finding in report["findings"]]
+    assert all(Path(finding["transcript"]).name in output for finding in report["findings"])
+
+
+def test_what_was_done_is_told_when_it_cannot_go_on(tmp_path: Path) -> None:
+    taken = tmp_path / "wrong-request--VU-NEG-6.jsonl"
+    taken.mkdir()
+    command = f"{sys.executable} -I -S {GULLIBLE} {{socket}} hurries leaves oversteps"
+    code, output = run("--spawn", command, "--findings", str(tmp_path), "--patience", "0.1")
+    assert (code, "VU-NEG-6" in output) == (2, True), output
+    assert output.endswith(f"Error: {taken}: Is a directory\n")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +42,7 @@ def test_what_was_found_is_told_without_colours_and_as_json(tmp_path: Path) -> N
     [
         ([], "Missing option '--spawn'"),
         (["--spawn", "cat"], "{socket} has to stand where the path of the socket belongs"),
-        (["--spawn", "true {socket}"], "the front-end says nothing"),
+        (["--spawn", "false {socket}"], "Error: it ended before it said anything: exit status 1\n"),
         (["--spawn", "true {socket}", "--connect"], "it ended before it listened"),
         (["--spawn", "true {socket}", "--duration", "0"], "0 is not in the range"),
     ],

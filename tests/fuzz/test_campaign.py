@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import trio
 
 from vhostuser.fuzz.back_end import BackEnds
 from vhostuser.fuzz.campaign import Campaign, Progress, Settings
@@ -15,7 +16,8 @@ from vhostuser.fuzz.establish import CONFIRMATIONS, Found
 from vhostuser.fuzz.model import State
 from vhostuser.fuzz.report import messages_of, report
 from vhostuser.fuzz.target import Range
-from vhostuser.fuzz.verdict import Trouble
+from vhostuser.fuzz.verdict import Finding, Trouble
+from vhostuser.transcript.entries import Said, Side
 from vhostuser.transcript.file import load
 from vhostuser.wire.requests import FRONTEND_REQUESTS, Reply
 
@@ -95,3 +97,15 @@ async def test_the_same_chance_and_corpus_make_the_same_conversation() -> None:
     kept = [aim.conversation(Random(number), []) for number in range(4)]
     for seed in range(20):
         assert aim.conversation(Random(seed), kept) == aim.conversation(Random(seed), kept)
+
+
+async def test_a_finding_that_was_not_made_small_any_more_is_kept_as_it_was_met(tmp_path: Path) -> None:
+    campaign = Campaign(spoiled(), Settings(LONG_ENOUGH, findings=tmp_path))
+    entries = (Said(Side.FRONTEND, 3), Said(Side.FRONTEND, 3))
+    found = campaign.claim(Finding(Trouble.CRASH, "SIGSEGV: here"), entries)
+    assert found is not None
+    with trio.CancelScope() as ended:
+        ended.cancel()
+        await campaign.establish(found, [])
+    assert found.path is not None
+    assert (load(found.path).entries, found.confirmed) == (entries, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 import sys
 from dataclasses import replace
@@ -95,7 +96,7 @@ async def test_one_may_give_up_while_it_starts(refusal: R) -> None:
 
 
 async def test_one_may_end_if_that_is_its_habit() -> None:
-    habits = replace(HABITS, parting=Parting.ENDS, last_words="exit status 0: place unknown")
+    habits = replace(HABITS, parting=Parting.ENDS, last_words="exit status 0")
     assert await found("leaves", RUNS, cold=True, habits=habits) == []
 
 
@@ -111,10 +112,25 @@ async def test_habits_are_learned(faults: str, parting: Parting) -> None:
         assert (examined.performance.played, examined.findings) == (len(aim.introduction), ())
 
 
-async def test_one_that_says_nothing_is_told() -> None:
-    aim = FrontEnds(f"{sys.executable} -c 'print(\"no back-end wanted\")' {{socket}}")
-    with pytest.raises(VhostUserError, match=r"says nothing.*\nno back-end wanted"):
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("print('no back-end wanted')", "exit status 0\nno back-end wanted"),
+        ("s.connect(sys.argv[1]); sys.exit(3)", "exit status 3"),
+    ],
+)
+async def test_one_that_ends_and_says_nothing_is_told(program: str, told: str) -> None:
+    words = f"import socket, sys; s = socket.socket(socket.AF_UNIX); {program}"
+    aim = FrontEnds(f"{sys.executable} -I -S -c {shlex.quote(words)} {{socket}}", asking=0.1)
+    with pytest.raises(VhostUserError) as raised:
         await aim.ask()
+    assert str(raised.value) == f"it ended before it said anything: {told}"
+
+
+async def test_one_that_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhostuser.fuzz.front_end._STARTING", 0.1)
+    with pytest.raises(VhostUserError, match=r"^the front-end says nothing; it printed:\n$"):
+        await FrontEnds("sh -c 'exec sleep 1000' {socket}", asking=0.1).ask()
 
 
 @pytest.mark.parametrize(

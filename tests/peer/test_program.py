@@ -66,6 +66,11 @@ async def test_a_traceback_is_a_signature_too() -> None:
         assert (await program.death()).signature == "exit status 1: KeyError in deep"
 
 
+async def test_one_that_exits_was_at_no_place() -> None:
+    async with started("sh -c 'exit 7' {socket}", listens=False) as program:
+        assert (await program.death()).signature == "exit status 7"
+
+
 async def test_one_that_is_stuck_is_aborted_to_see_where(tmp_path: Path) -> None:
     connects = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
     async with (

@@ -238,6 +238,16 @@ async def test_a_connector_connects_again(path: Path, autojump_clock: trio.testi
         nursery.cancel_scope.cancel()
 
 
+async def test_a_connector_warns_once_of_a_path_where_nobody_is(
+    path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = Connector(path)
+    for _ in range(2):
+        with trio.move_on_after(5):
+            await endpoint.next_channel()
+    assert caplog.messages == [f"{path}: No such file or directory; trying on"]
+
+
 async def test_a_server_that_hangs_up_does_not_keep_us_spinning(
     path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

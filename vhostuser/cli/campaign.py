@@ -6,7 +6,6 @@ Must not know: what is fuzzed.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import trio
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vhostuser.errors import VhostUserError
+from vhostuser.cli.interruption import end_by, run_until_signal
+from vhostuser.cli.options import Seconds
+from vhostuser.cli.terminal import Terminal
+from vhostuser.cli.tools import make_folder, naming
+from vhostuser.errors import VhostUserError, first_of
 from vhostuser.fuzz.aim import Aim
 from vhostuser.fuzz.campaign import Campaign, Settings
 from vhostuser.fuzz.campaign import Progress as Come
@@ -28,14 +30,13 @@ from vhostuser.fuzz.establish import CONFIRMATIONS
 from vhostuser.fuzz.report import messages_of, ordered, report
 
 _FOUND = 1  # exit status
-_CANNOT = 2
-_PIPE_WIDTH = 140
+_PIPE_WIDTH = 1000
 _LINE_EACH = 10.0  # seconds, where nobody watches
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--duration", type=click.FloatRange(min=1), default=60.0, show_default=True, metavar="SECONDS"),
+    click.option("--duration", type=Seconds(min=1), default=60.0, show_default=True, metavar="SECONDS"),
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Of all chance; with one worker it repeats a run."
     ),
@@ -58,7 +59,7 @@ _OPTIONS = (
     ),
     click.option(
         "--patience",
-        type=click.FloatRange(min=0.01),
+        type=Seconds(min=0.01),
         default=0.5,
         show_default=True,
         metavar="SECONDS",
@@ -82,34 +83,53 @@ def campaign_options(command: Command) -> Command:
     return command
 
 
-def run_campaign(name: str, aim: Aim[Any], settings: Settings, json_file: Path | None) -> None:
-    """Fuzz, show how it goes and what was found, and end the program. Status 0: nothing was found; 1: something was.
+def run_campaign(aim: Aim[Any], settings: Settings, json_file: Path | None) -> None:
+    """Fuzz, show how it goes and what was found, and end the program.
+
+    Status 0: nothing was found; 1: something was; 128 and the number of the signal that ended it. What was done so far
+    is shown in any case.
 
     Args:
-        name: The command's.
         aim: What is fuzzed.
         settings: What the options say.
         json_file: Where the report goes, too.
+
+    Raises:
+        VhostUserError, OSError, ImpossibleError: it could not be done, or not to its end.
     """
-    console = _console()
-    begin = time.monotonic()
-    try:
-        with _watched(console, settings.duration) as news:
-            progress = trio.run(Campaign(aim, settings, news).run)
-    except (VhostUserError, OSError) as error:
-        click.echo(f"vhostuser {name}: {error}", err=True)
-        sys.exit(_CANNOT)
-    told = report(progress, settings, time.monotonic() - begin)
+    make_folder("--findings", settings.findings)
+    make_folder("--corpus", settings.corpus)
     if json_file is not None:
-        json_file.write_text(json.dumps(told, indent=2) + "\n")
-    _show(console, progress, told["seconds"])
-    sys.exit(_FOUND if progress.found else 0)
+        with naming("--json", json_file):
+            json_file.open("a").close()
+    console = _console()
+    came, failure = None, None
+    begin = time.monotonic()
+    with _watched(console, settings.duration) as news:
+        campaign = Campaign(aim, settings, news)
+        try:
+            came = run_until_signal(campaign.run)
+        except* (VhostUserError, OSError) as errors:
+            failure = first_of(errors)
+    if failure is None or campaign.progress.conversations:
+        told = report(campaign.progress, settings, time.monotonic() - begin)
+        try:
+            _show(console, campaign.progress, told["seconds"])
+        finally:
+            if json_file is not None:
+                with naming("--json", json_file):
+                    json_file.write_text(json.dumps(told, indent=2) + "\n")
+    if failure is not None:
+        raise failure
+    if came is not None:
+        end_by(came)
+    raise SystemExit(_FOUND if campaign.progress.found else 0)
 
 
 def _console() -> Console:
     """The terminal; on a pipe, lines long enough for the tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
+    console = Terminal()
+    return console if console.is_terminal else Terminal(width=_PIPE_WIDTH)
 
 
 # ---- meanwhile -------------------------------------------------------------------------------------------------------
@@ -169,7 +189,8 @@ def _show(console: Console, progress: Come, seconds: float) -> None:
 
 
 def _found(progress: Come) -> Table:
-    table = Table("kind", "signature", "messages", "confirmed", "seen", "after", "transcript", title="Findings")
+    table = Table("kind", "signature", "messages", "confirmed", "seen", "after", title="Findings")
+    table.add_column("transcript", overflow="fold")
     for found in ordered(progress):
         table.add_row(
             found.finding.trouble.value,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
 import click
-import trio
 from rich.console import Console
-from rich.status import Status
 
+from vhostuser.cli.interruption import end_by, run_until_signal
+from vhostuser.cli.options import Seconds
+from vhostuser.cli.terminal import Terminal
+from vhostuser.cli.tools import Tool, make_folder
 from vhostuser.conformance import checks as _register  # noqa: F401 - it is filled by the import
 from vhostuser.conformance.check import Check, all_checks
 from vhostuser.conformance.connection import Patience
@@ -22,12 +25,11 @@ from vhostuser.conformance.quirks import PEERS, Quirk
 from vhostuser.conformance.report import Report, Verdict, as_json, as_junit, show_row, show_totals
 from vhostuser.conformance.suite import Outcome, Result, offer_of, run_checks
 from vhostuser.conformance.target import Kept, Listening, Spawned, Target
-from vhostuser.errors import VhostUserError
 from vhostuser.spec.statements import statements
 from vhostuser.transcript.file import save
 
 
-@click.command("conform")
+@click.command("conform", cls=Tool)
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--spawn", metavar="COMMAND", help="Start a back-end for each check; {socket} stands for its path.")
 @click.option("--keep", is_flag=True, help="Keep those that were started until a check fails: faster.")
@@ -64,7 +66,7 @@ from vhostuser.transcript.file import save
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(0.1, 60),
+    type=Seconds(0.1, 60),
     default=Patience.answer,
     show_default=True,
     metavar="SECONDS",
@@ -84,25 +86,28 @@ def command(
 ) -> None:
     """Hold a back-end to the statements of the specification.
 
-    It listens at PATH, or is started by --spawn, anew for each check. What was asked, and what came of it, is shown
-    for each statement that fails, and the numbers at the end; the exit status is 1 if there is one. What differs from
-    a choice of this project's is shown likewise, and is no failure.
+    It listens at PATH, or is started by --spawn, anew for each check. A statement is shown when all of its checks are
+    done: of one that fails, what was asked, and what came of it. The numbers are at the end. What differs from a choice
+    of this project's is shown likewise, and is no failure.
+
+    Status 0: no statement fails, 1: some do, 2: it could not be done. SIGINT and SIGTERM end it with what was done so
+    far, and status 130 or 143.
 
     \b
     Example: vhostuser conform --spawn 'vhostuser net --loop --socket-path={socket}'
     """
     target = _target(path, spawn, keep)
     chosen = _chosen(only)
-    report = Report(statements(), all_checks())
-    screen = Console(stderr=True)
-    with screen.status("connecting") if screen.is_terminal else _Silent() as status:
-        run = _Run(report, status, PEERS[peer] if peer else (), save)
-        try:
-            trio.run(partial(_run, target, chosen, DEVICES[device], run, Patience(patience), jobs))
-        except* VhostUserError as errors:
-            raise click.UsageError(str(_first(errors))) from None
-    _show(report, form, target.name)
-    raise SystemExit(1 if report.failed else 0)
+    make_folder("--save", save)
+    run = _Run(chosen, PEERS[peer] if peer else (), save, Terminal(highlight=False) if form == "text" else None)
+    with run.status:
+        came = run_until_signal(partial(_run, target, chosen, DEVICES[device], run, Patience(patience), jobs))
+    run.finish()
+    if form != "text":
+        click.echo((as_json if form == "json" else as_junit)(run.report, target.name), nl=False)
+    if came is not None:
+        end_by(came)
+    raise SystemExit(1 if run.report.failed else 0)
 
 
 def _target(path: Path | None, spawn: str | None, keep: bool) -> Target:
@@ -128,37 +133,57 @@ def _named(check: Check, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in (check.name, *check.statements))
 
 
-class _Silent:
-    """No status line, where there is no terminal."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
 class _Run:
-    """Takes results as they come: into the report, into files, and onto the status line."""
+    """Takes results as they come: into the report, into files, and onto the screen.
 
-    def __init__(self, report: Report, status: Status | None, quirks: Sequence[Quirk], folder: Path | None) -> None:
-        self._report = report
-        self._status = status
+    Args:
+        chosen: What is run.
+        quirks: What is known of the peer.
+        folder: Where the conversations of checks that fail go.
+        console: Where statements are shown when all of their checks are done; None: nowhere.
+
+    Attributes:
+        report: What came of it so far.
+        status: A line on a terminal that tells how far it has come, as long as it is entered.
+    """
+
+    def __init__(
+        self, chosen: Sequence[Check], quirks: Sequence[Quirk], folder: Path | None, console: Console | None
+    ) -> None:
+        self.report = Report(statements(), all_checks())
+        self._total = len(chosen)
         self._quirks = quirks
         self._folder = folder
+        self._console = console
         self.saves = folder is not None
         self._done = 0
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        self._left = Counter(name for check in chosen for name in check.statements)
+        watched = console if console is not None and console.is_terminal else Terminal(stderr=True)
+        self.status = watched.status("connecting")
 
-    def told(self, total: int, result: Result) -> None:
+    def told(self, result: Result) -> None:
+        """Take a result."""
         self._done += 1
         failed = result.outcome is Outcome.FAIL
         quirk = next((f"{quirk.name}: {quirk.text}" for quirk in self._quirks if failed and quirk.explains(result)), "")
-        self._report.add(result, quirk, self._saved(result))
-        if self._status is not None:
-            failures = self._report.counts[Verdict.FAIL]
-            self._status.update(f"{self._done} of {total} checks, {failures} statements failed")
+        self.report.add(result, quirk, self._saved(result))
+        self._left.subtract(result.check.statements)
+        self._show({name for name in result.check.statements if not self._left[name]})
+        failures = self.report.counts[Verdict.FAIL]
+        self.status.update(f"{self._done} of {self._total} checks, {failures} statements failed")
+
+    def finish(self) -> None:
+        """Show the statements whose checks were not all done, and the numbers."""
+        self._show({name for name, left in self._left.items() if left})
+        if self._console is not None:
+            show_totals(self._console, self.report)
+
+    def _show(self, names: Collection[str]) -> None:
+        """Show those statements of which something was found."""
+        if self._console is not None:
+            for row in self.report.rows:
+                if row.statement.id in names:
+                    show_row(self._console, row)
 
     def _saved(self, result: Result) -> str:
         if self._folder is None or result.transcript is None:
@@ -173,23 +198,6 @@ async def _run(
 ) -> None:
     try:
         offer = await offer_of(target, device, patience)
-        told = partial(run.told, len(chosen))
-        await run_checks(target, chosen, device, offer, told, patience=patience, jobs=jobs, again=run.saves)
+        await run_checks(target, chosen, device, offer, run.told, patience=patience, jobs=jobs, again=run.saves)
     finally:
         await target.aclose()
-
-
-def _show(report: Report, form: str, name: str) -> None:
-    if form == "text":
-        console = Console(highlight=False)
-        for row in report.rows:
-            show_row(console, row)
-        show_totals(console, report)
-    else:
-        click.echo((as_json if form == "json" else as_junit)(report, name), nl=False)
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

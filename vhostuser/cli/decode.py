@@ -20,6 +20,7 @@ import click
 
 from vhostuser.cli.options import DEVICE, FEATURE_NAMES
 from vhostuser.cli.shown import Shown
+from vhostuser.cli.tools import Tool
 from vhostuser.transcript.entries import Said, Side
 from vhostuser.transcript.file import TranscriptError, parse
 from vhostuser.wire.dissect import Part, dissect
@@ -64,7 +65,7 @@ class Piece:
         return Side.BACKEND if self.side is Side.FRONTEND else Side.FRONTEND
 
 
-@click.command("decode")
+@click.command("decode", cls=Tool)
 @click.argument("source", metavar="[FILE|-|HEX...]", nargs=-1)
 @click.option(
     "--from",
@@ -97,7 +98,7 @@ def command(
     """Show the fields of messages, and the rules that each of them breaks.
 
     The input is a file, - for the standard input, or hexadecimal digits: one message or several, or a transcript. The
-    exit status is 0 if no rule is broken, 1 if one is.
+    exit status is 0 if no rule is broken, 1 if one is, 2 if it could not be done.
 
     Example: vhostuser decode 0c000000 01000000 08000000 0101000000000000
     """  # fmt: skip

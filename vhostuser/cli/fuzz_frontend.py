@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from vhostuser.cli.campaign import campaign_options, run_campaign
+from vhostuser.cli.tools import Tool
 from vhostuser.fuzz.campaign import Settings
 from vhostuser.fuzz.front_ends import FrontEnds
 
 
-@click.command("fuzz-frontend")
+@click.command("fuzz-frontend", cls=Tool)
 @click.option(
     "--spawn", metavar="COMMAND", required=True, help="Start the front-end by this command; {socket} is its socket."
 )
@@ -22,10 +23,13 @@ def command(spawn: str, connects: bool, json_file: Path | None, **told: Any) -> 
     """Fuzz a front-end: a back-end that answers it wrongly, late, twice, with wrong descriptors, or leaves.
 
     The program is started afresh whenever it died. One that connects again by itself is tried again and again, which
-    is much faster, and shows what it leaks, too. Status 0: nothing was found; 1: something was.
+    is much faster, and shows what it leaks, too.
+
+    Status 0: nothing was found, 1: something was, 2: it could not be done. SIGINT and SIGTERM end it with what was
+    done so far, and status 130 or 143.
 
     Example: vhostuser fuzz-frontend --duration 600 --spawn 'qemu-system-x86_64 -m 64 -object
     memory-backend-memfd,id=m,size=64M,share=on -machine q35,memory-backend=m -nodefaults -display none -chardev
     socket,id=c,path={socket},reconnect=1 -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n'
     """
-    run_campaign("fuzz-frontend", FrontEnds(spawn, connects), Settings(**told), json_file)
+    run_campaign(FrontEnds(spawn, connects), Settings(**told), json_file)

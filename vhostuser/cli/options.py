@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -43,6 +44,17 @@ class Parsed(click.ParamType, Generic[T]):  # type: ignore[type-arg]  # generic 
             return self._parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """Seconds that end: click takes ``nan``, which is in no range and beyond none, and ``inf``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The value. Raises click.BadParameter."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value}: seconds are a number, and end", param, ctx)
+        return seconds
 
 
 def _number(word: str) -> int:

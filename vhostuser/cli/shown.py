@@ -11,10 +11,10 @@ from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vhostuser.cli.terminal import Terminal
 from vhostuser.spec.statements import statements
 from vhostuser.wire.dissect import BrokenRule, Field, Part
 
@@ -51,7 +51,7 @@ class Shown:
             table.add_column(name, justify="right" if name == "offset" else "left", overflow="fold")
         for row in self._rows():
             table.add_row(*map(Text, row))
-        Console().print(table, *(Text(line, "red") for line in self._complaints()), "", sep="\n")
+        Terminal().print(table, *(Text(line, "red") for line in self._complaints()), "", sep="\n")
 
     def lines(self) -> Iterator[str]:
         """For a pipe: no colours, no frames, no line is broken."""

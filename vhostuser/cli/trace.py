@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vhostuser.cli.options import DEVICE, FEATURE_NAMES, Parsed
+from vhostuser.cli.terminal import Terminal
+from vhostuser.cli.tools import Tool, naming
 from vhostuser.devices.net.features import NetFeature
-from vhostuser.errors import VhostUserError, first_of
 from vhostuser.session.witness import Side
 from vhostuser.spec.statements import statements
 from vhostuser.transcript.bending import Bending, Corruption, Pick, parse_corruption, parse_delay, parse_drop
@@ -61,7 +62,7 @@ _DROP = Parsed("REQUEST[=N]", Pick, parse_drop)
 _CORRUPTION = Parsed("REQUEST[:OFFSET=HEX]", Corruption, parse_corruption)
 
 
-@click.command("trace")
+@click.command("trace", cls=Tool)
 @click.argument("listen_at", metavar="LISTEN")
 @click.argument("connect_to", metavar="CONNECT")
 @click.option("--client", is_flag=True, help="The back-end is to connect to LISTEN; a front-end listens at CONNECT.")
@@ -114,7 +115,8 @@ def command(
     """Show what a front-end and a back-end say to each other, and which rules they break.
 
     Front-ends connect to LISTEN; each gets a connection of its own to the back-end at CONNECT. Descriptors are passed
-    on, and the back-end's own channel is shown, too. REQUEST.reply in place of REQUEST means its answers.
+    on, and the back-end's own channel is shown, too. REQUEST.reply in place of REQUEST means its answers. SIGINT and
+    SIGTERM end it, with status 0; status 2: it could not be done.
 
     Example: vhostuser trace /run/trace.sock /run/vm1.sock --record vm1.jsonl
     """
@@ -124,20 +126,13 @@ def command(
             click.echo(f"random bits: --seed {seed}", err=True)
     bending = Bending(clear_features, clear_protocol_features, corruptions, drops, delays, seed)
     with ExitStack() as stack:
-        try:
-            recorder = stack.enter_context(Recorder(record)) if record else None
-        except OSError as error:
-            raise click.ClickException(f"--record {record}: {error.strerror}") from None
-        console = Console(highlight=False, emoji=False, markup=False)
+        recorder = None
+        if record is not None:
+            with naming("--record", record):
+                recorder = stack.enter_context(Recorder(record))
+        console = Terminal(highlight=False, emoji=False, markup=False)
         screen = _Screen(console, recorder, FEATURE_NAMES[device])
-        try:
-            trio.run(_serve, listen_at, connect_to, Side.BACKEND if client else Side.FRONTEND, screen, bending)
-        except* VhostUserError as errors:
-            raise click.ClickException(str(first_of(errors))) from None
-        except* SystemExit:  # nobody reads any more what the console prints: that is an end, too
-            pass
-        except* OSError as errors:
-            raise click.ClickException(f"cannot write: {first_of(errors)}") from None
+        trio.run(_serve, listen_at, connect_to, Side.BACKEND if client else Side.FRONTEND, screen, bending)
 
 
 async def _serve(listen_at: str, connect_to: str, listening: Side, screen: _Screen, bending: Bending) -> None:

@@ -152,11 +152,17 @@ class Campaign:
 
     async def establish(self, found: Found, before: Sequence[tuple[Entry, ...]]) -> None:
         """Make the conversation that shows a finding as small as can be, show it again, and keep it."""
-        await establish(found, self._aim, self._settings.patience, before)
-        if self._settings.findings is not None:
-            found.path = self._settings.findings / f"{_file_name(found.finding)}.jsonl"
-            save(self._aim.transcript(found.entries, found.finding.name), found.path)
+        try:
+            await establish(found, self._aim, self._settings.patience, before)
+        finally:  # whoever ends the campaign meanwhile has the conversation as it was met
+            self._keep(found)
         self._news(self.progress)
+
+    def _keep(self, found: Found) -> None:
+        if self._settings.findings is not None:
+            path = self._settings.findings / f"{_file_name(found.finding)}.jsonl"
+            save(self._aim.transcript(found.entries, found.finding.name), path)
+            found.path = path
 
 
 class _Worker:

@@ -151,10 +151,11 @@ class FrontEnd:
         returns = self._plays == 0 or (self.habits.parting is Parting.RETURNS and not self._lost)
         return self._program.alive and returns and not shallow
 
-    @property
-    def output(self) -> str:
-        """What it has printed so far."""
-        return self._program.output
+    async def why_silent(self) -> str:
+        """Why it has said nothing, as far as that can be told."""
+        if await self._program.ended(_DYING):
+            return f"it ended before it said anything: {await self._program.death()}"
+        return f"the front-end says nothing; it printed:\n{self._program.output}"
 
     async def introduce(self, random: Random) -> Footprint | None:
         """Mostly answer it well once; what it holds then. Else it is for the first conversation to begin."""

@@ -67,7 +67,7 @@ class FrontEnds:
         async with self.target() as target:
             first = await target.play((), self._asking)
             if not first.asked:
-                raise VhostUserError(f"the front-end says nothing; it printed:\n{target.output}")
+                raise VhostUserError(await target.why_silent())
             self._plain.append(tuple(first.asked))
             parting, absence, last_words = await target.part(self._asking)
             later = await target.play((), self._asking) if parting is Parting.RETURNS else first

@@ -102,7 +102,7 @@ def of_death(death: Death, entry: int) -> Finding:
 
 def _words_of(death: Death) -> str:
     """A death's signature; for want of a place, with the last words, but for their numbers."""
-    if death.by_signal or not death.signature.endswith("place unknown") or not death.output.strip():
+    if death.signature != death.cause or not death.output.strip():
         return death.signature
     words = _NUMBER.sub("#", death.output.strip().splitlines()[-1])
     return f"{death.cause}: {words[:_LONGEST]}"

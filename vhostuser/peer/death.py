@@ -66,8 +66,9 @@ class Death:
 
     @property
     def signature(self) -> str:
-        """What is the same whenever the same fault kills it."""
-        return f"{self.cause}: {_told(self.output) or ' < '.join(self.frames[:1]) or 'place unknown'}"
+        """What is the same whenever the same fault kills it. Where it was matters for a signal alone."""
+        place = _told(self.output) or " < ".join(self.frames[:1]) or ("place unknown" if self.by_signal else "")
+        return f"{self.cause}: {place}" if place else self.cause
 
     def __str__(self) -> str:
         return "\n".join([self.signature, *(f"  at {frame}" for frame in self.frames), self.output]).rstrip()

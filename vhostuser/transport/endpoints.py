@@ -23,6 +23,7 @@ import os
 import socket
 import stat
 from abc import abstractmethod
+from collections.abc import Callable
 
 import trio
 
@@ -142,21 +143,30 @@ class Listener(Endpoint):
 
 
 class Connector(Endpoint):
-    """Connects to a path, and connects again when asked for the next channel."""
+    """Connects to a path, and connects again when asked for the next channel.
+
+    That nobody is there is worth one warning; whoever waits for a peer that comes and goes knows that it does.
+    """
 
     def __init__(self, path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY) -> None:
         self._path = path
         self._limits = limits
         self._access = access
         self._earliest = -math.inf
+        self._warned = False
 
     async def next_channel(self) -> Channel:
         """Connect, however long it takes. Raises EndpointError for what waiting will not cure."""
         # A peer that takes connections and drops them at once must not keep us spinning.
         await trio.sleep_until(self._earliest)
-        channel = await connect(self._path, self._limits, self._access)
+        channel = await connect(self._path, self._limits, self._access, absent=self._warn)
         self._earliest = trio.current_time() + RETRY_MIN
         return channel
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("%s: %s; trying on", self._path, reason)
 
     async def aclose(self) -> None:
         """Nothing is held between two connections."""
@@ -200,8 +210,20 @@ async def listen(path: str | os.PathLike[str], limits: Limits | None = None, acc
     return Listener(trio.socket.from_stdlib_socket(sock), limits, path, access)
 
 
-async def connect(path: str | os.PathLike[str], limits: Limits | None = None, access: Access = ANYBODY) -> Channel:
+async def connect(
+    path: str | os.PathLike[str],
+    limits: Limits | None = None,
+    access: Access = ANYBODY,
+    *,
+    absent: Callable[[str], None] = lambda reason: None,
+) -> Channel:
     """Connect to a path, trying again until someone listens there; give up by cancelling.
+
+    Args:
+        path: The socket's.
+        limits: The channel's.
+        access: Which user's listener is good.
+        absent: Told before each wait why there is nobody to connect to.
 
     Raises:
         EndpointError: A regular file, a socket of another type, no permission, a listener of the wrong user: waiting
@@ -210,7 +232,8 @@ async def connect(path: str | os.PathLike[str], limits: Limits | None = None, ac
     await trio.lowlevel.checkpoint()
     path = os.fspath(path)
     delay = RETRY_MIN
-    while (sock := _try_connect(path)) is None:
+    while isinstance(sock := _try_connect(path), str):
+        absent(sock)
         await trio.sleep(delay)
         delay = min(2 * delay, RETRY_MAX)
     try:
@@ -264,8 +287,8 @@ def _label(constant: int) -> str:
     return getattr(constant, "name", str(constant))
 
 
-def _try_connect(path: str) -> socket.socket | None:
-    """One attempt; None when it is worth another one.
+def _try_connect(path: str) -> socket.socket | str:
+    """One attempt; the reason if there was nobody and it is worth another one.
 
     A non-blocking connect to a UNIX socket succeeds or fails at once: EAGAIN means that the backlog is
     full, not that the connection is under way. (Trio's own connect would take it for the latter.)
@@ -277,7 +300,7 @@ def _try_connect(path: str) -> socket.socket | None:
     except OSError as error:
         sock.close()
         if error.errno in _NOT_THERE_YET and _is_socket_or_absent(path):
-            return None
+            return error.strerror or str(error)
         raise EndpointError(f"{path}: cannot connect: {error.strerror or error}") from error
     return sock
 
