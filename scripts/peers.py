@@ -203,11 +203,13 @@ def _campaign(told: dict[str, Any]) -> list[str]:
         f"({told['when']}, {told['commit']}): {told['conversations']:,} conversations, {told['messages']:,} messages, "
         f"{len(told['not reached'])} of {places} places not reached."
     )
-    if not told["findings"]:
+    shown = [one for one in told["findings"] if not one["confirmed"].startswith("0")]
+    if passing := len(told["findings"]) - len(shown):
+        head += f" Suspicions that did not show again, left out here: {passing}."
+    if not shown:
         return [f"{head} Nothing was found.", ""]
     rows = [
-        f"| {one['kind']} | `{_cell(one['signature'])}` | {one['messages']} | {one['confirmed']} |"
-        for one in told["findings"]
+        f"| {one['kind']} | `{_cell(one['signature'])}` | {one['messages']} | {one['confirmed']} |" for one in shown
     ]
     return [head, "", "| kind | signature | messages | confirmed |", "|---|---|---|---|", *rows, ""]
 

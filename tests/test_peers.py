@@ -39,7 +39,9 @@ def test_a_back_end_with_failures_and_findings() -> None:
     ]
     conformance = {"totals": {"seen_at_the_socket": 9, "run": 3}, "results": results} | STAMP
     found = {"kind": "crash", "signature": "SIGSEGV in vu_deinit", "messages": 2, "confirmed": "3 of 3"}
-    text = page({"dpdk": {"version": "22.11", "conformance": conformance, "campaigns": {"7": campaign(found)}}})
+    once = {"kind": "hang", "signature": "after SET_OWNER", "messages": 40, "confirmed": "0 of 3"}
+    campaigns = {"7": campaign(found, once)}
+    text = page({"dpdk": {"version": "22.11", "conformance": conformance, "campaigns": campaigns}})
     assert text.startswith(BEGIN)
     assert text.endswith(f"{END}\n")
     assert "## DPDK net_vhost 22.11" in text
@@ -50,6 +52,8 @@ def test_a_back_end_with_failures_and_findings() -> None:
     assert "Fuzzed for 900 s with seed 7 and 2 workers (2026-01-02, abc1234): 1,861 conversations" in text
     assert "1 of 2 places not reached." in text
     assert "| crash | `SIGSEGV in vu_deinit` | 2 | 3 of 3 |" in text
+    assert "Suspicions that did not show again, left out here: 1." in text
+    assert "SET_OWNER" not in text
 
 
 def test_nothing_found() -> None:
