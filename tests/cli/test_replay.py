@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from vhostuser.cli.commands import main
 from vhostuser.transcript.counterpart import PART_OF
 from vhostuser.transcript.entries import Closed, Transcript
 from vhostuser.transcript.file import save
-from vhostuser.transport.endpoints import connect
+from vhostuser.transport.endpoints import connect, listen
 from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import FrontendRequest
 
@@ -60,8 +63,36 @@ async def test_what_is_excepted_is_no_difference(victim: Victim, tmp_path: Path)
 
 async def test_a_back_end_that_is_not_there(tmp_path: Path) -> None:
     file = saved(tmp_path / "recording.jsonl", FEATURES, OFFER)
-    status, output = await run(file, str(tmp_path / "nobody"), "--patience", "0.1")
-    assert (status, output) == (2, "Error: the back-end was not reached\n")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "left"))
+    (tmp_path / "file").touch()
+    for name, reason in (
+        ("nobody", "No such file or directory"),
+        ("left", "Connection refused"),
+        ("file", "cannot connect: not a socket"),
+    ):
+        status, output = await run(file, str(tmp_path / name), "--patience", "0.1")
+        assert (status, output) == (2, f"Error: {tmp_path / name}: {reason}\n")
+
+
+async def test_a_back_end_that_is_gone_at_the_end(tmp_path: Path) -> None:
+    file = saved(tmp_path / "finding.jsonl", OWNER, Closed())
+    words = [file, str(tmp_path / "s"), "--patience", "1"]
+
+    async def serve_one(excepted: list[str]) -> tuple[int, str]:
+        async with trio.open_nursery() as nursery, await listen(tmp_path / "s") as endpoint:
+
+            async def one() -> None:
+                async with await endpoint.accept() as channel:
+                    await endpoint.aclose()
+                    (await channel.receive()).fds.close()
+
+            nursery.start_soon(one)
+            return await run(*words, *excepted)
+
+    gone = "the back-end (entry 2)\n  recorded  goes on\n  now       is gone: takes no connection any more\n"
+    assert await serve_one([]) == (1, f"{gone}differences: 1\n")
+    assert await serve_one(["--except", "the back-end"]) == (0, "no difference\n")
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["by the recording", "by a signal"])
@@ -85,6 +116,47 @@ async def test_it_stands_in_for_the_back_end(tmp_path: Path, ends: bool) -> None
             await process.wait()
     lines = (tmp_path / "out").read_text().splitlines()
     assert lines[:3] == ["SET_OWNER (entry 3, entry 2)", "  recorded  SET_OWNER", "  now       SET_OWNER need_reply"]
+
+
+async def test_a_front_end_that_falls_silent_is_waited_for_as_long_as_said(tmp_path: Path) -> None:
+    file = saved(tmp_path / "recording.jsonl", FEATURES, OFFER, OWNER, Closed())
+    with trio.fail_after(DEADLINE):
+        async with (
+            standing_in(file, tmp_path, "--patience", "1") as process,
+            await connect(tmp_path / "s") as channel,
+        ):
+            await channel.send(FEATURES.frame())
+            assert (await channel.receive()).payload == OFFER.payload
+            assert await process.wait() == 1
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert [line for line in lines if "entry" in line] == ["SET_OWNER (entry 3)", "the connection (entry 4)"]
+
+
+@pytest.mark.parametrize("back_end", ["", PART_OF], ids=["a recording", "a part of a conversation"])
+async def test_nobody_came(tmp_path: Path, back_end: str) -> None:
+    save(Transcript((FEATURES, OFFER), back_end=back_end), tmp_path / "recording.jsonl")
+    with trio.fail_after(DEADLINE):
+        words = str(tmp_path / "recording.jsonl"), tmp_path, "--patience", "0.01"
+        async with standing_in(*words) as process:
+            while "listening" not in (tmp_path / "out").read_text():
+                await trio.lowlevel.checkpoint()
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 2
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert lines[1:] == [f"Error: {tmp_path / 's'}: no front-end came"]
+
+
+@asynccontextmanager
+async def standing_in(file: str, folder: Path, *words: str) -> AsyncIterator[trio.Process]:
+    """A replay as a back-end at ``s``; all that it says goes to ``out``."""
+    command = [sys.executable, "-m", "vhostuser", "replay", file, str(folder / "s"), "--as", "back-end", *words]
+    with (folder / "out").open("w") as out:
+        process = await trio.lowlevel.open_process(command, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def test_a_part_of_a_conversation_is_played_to_a_front_end(tmp_path: Path) -> None:
@@ -128,6 +200,8 @@ def test_two_recordings_are_compared(tmp_path: Path) -> None:
         (["{folder}/nothing", "p"], "does not exist"),
         (["{none}", "p"], "none.jsonl: empty, not even a head"),
         (["{file}", "p", "--as", "guest"], "'guest' is not one of"),
+        (["{file}", "p", "--except", "FOO"], "'FOO' is no request; a name as GET_FEATURES is needed"),
+        (["{file}", "p", "--except", "GET_FEATURES.reply"], "a request is needed; its answers are part of it"),
         (["{file}", "{folder}/p", "--as", "back-end"], "has not what the back-end said"),
     ],
 )

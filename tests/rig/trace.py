@@ -62,7 +62,7 @@ class StandIn(Closing):
         self._folder = tempfile.TemporaryDirectory(prefix="vhu-stand-in-")
         folder = Path(self._folder.name)
         self.socket = folder / "vhost.sock"
-        argv = [*_VHOSTUSER, "replay", str(record), str(self.socket), "--as", "back-end"]
+        argv = [*_VHOSTUSER, "replay", str(record), str(self.socket), "--as", "back-end", "--patience", "60"]
         self.program = Program(argv, folder / "replay.log")
         try:
             self.program.wait_for_output("listening at", 20)

@@ -287,8 +287,43 @@ async def test_a_back_end_that_cannot_be_reached_at_all() -> None:
     async def never() -> Channel:
         raise EndpointError("nobody")
 
-    with pytest.raises(EndpointError, match="not reached"):
+    with pytest.raises(EndpointError, match="nobody"):
         await replay(Transcript((OWNER,)), never)
+
+
+@pytest.mark.parametrize("connections", [1, 2], ids=["at once", "after one more that it closes"])
+async def test_a_back_end_that_dies_of_the_last_message(connections: int) -> None:
+    """It has been reached, though it never said anything."""
+    left = connections
+
+    async def dying() -> Channel:
+        nonlocal left
+        if not left:
+            raise EndpointError("gone")
+        left -= 1
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return Channel(trio.socket.from_stdlib_socket(ours))
+
+    found = await replay(Transcript((asks(R.SET_OWNER), Closed(Side.BACKEND))), dying, patience=0.1)
+    assert found == [Difference(1, None, "the back-end", "goes on", "is gone: takes no connection any more")]
+
+
+async def test_a_back_end_that_does_not_answer_the_next_front_end() -> None:
+    back_end = SessionBackEnd(Offer(0, ProtocolFeature(0), 2))
+    silent, theirs = socket.socketpair()
+    before = [back_end.connect]
+
+    async def reach() -> Channel:
+        return await before.pop()() if before else Channel(trio.socket.from_stdlib_socket(silent))
+
+    features = asks(R.GET_FEATURES), answers(R.GET_FEATURES, U64(0))
+    async with back_end.serving():
+        with theirs:
+            found = await replay(Transcript((*features, Closed())), reach, patience=0.1)
+    assert [(difference.about, difference.other) for difference in found] == [
+        ("the back-end", "does not answer the next front-end")
+    ]
 
 
 async def test_a_bent_answer_is_not_held_against_the_back_end() -> None:

@@ -5,7 +5,8 @@ Must not know: how the back-end was started.
 How: the player says what was said; answers are held against the recorded ones, request by request. What depends on
 memory or traffic is not (``exchanges`` has the table): a recording has neither. The back-end's own requests are
 answered, and not compared: whether they come depends on devices and rings. After a closing that was not recorded, the
-rest of that connection counts as not played, and is one difference.
+rest of that connection counts as not played, and is one difference. At the end it has to answer one more front-end: of
+the last message, or of the leaving, it may have died.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from vhostuser.errors import EndpointError
+from vhostuser.errors import VhostUserError
 from vhostuser.transcript.compare import Difference, answer_in_words, answered_differently
 from vhostuser.transcript.entries import Closed, Entry, Said, Side, Transcript
 from vhostuser.transcript.exchanges import Exchange, exchanges
-from vhostuser.transcript.player import Connect, Heard, Performance, play
+from vhostuser.transcript.player import QUESTION, Connect, Heard, Performance, play
 from vhostuser.transcript.staging import staged
 from vhostuser.transcript.wording import name_of
+from vhostuser.transport.channel import Channel
 
 PATIENCE = 5.0
 """Seconds for an answer: a back-end may finish requests in flight first."""
+BACK_END = "the back-end"
+"""What a difference is about that the back-end shows when everything was said."""
 
 
 async def replay(transcript: Transcript, connect: Connect, patience: float = PATIENCE) -> list[Difference]:
@@ -38,20 +42,61 @@ async def replay(transcript: Transcript, connect: Connect, patience: float = PAT
         What is different now; of each, ``one`` is what was recorded.
 
     Raises:
-        EndpointError: The back-end was not reached at all.
+        VhostUserError: The back-end was not reached at all; as `connect` raised it.
         OSError: There are no more descriptors to be had.
     """
     steps = list(staged(transcript.entries))
     recorded = {exchange.number: exchange for exchange in exchanges(transcript.entries)}
+    door = _Door(connect)
     performance = await play(
         [entry for _, entry in steps],
-        connect,
+        door.connect,
         patience=patience,
         awaited=lambda at: isinstance(steps[at][1], Said) and bool(recorded[steps[at][0]].kinds),
     )
-    if performance.unreachable is not None and not performance.heard:
-        raise EndpointError("the back-end was not reached")
-    return list(_differences(transcript.entries, recorded, performance, [number for number, _ in steps]))
+    if door.failure is not None and not door.opened:
+        raise door.failure
+    found = list(_differences(transcript.entries, recorded, performance, [number for number, _ in steps]))
+    if performance.hung is None and performance.unreachable is None:
+        fate = await _fate(connect, patience)
+        found += [] if fate is None else [Difference(len(transcript.entries) - 1, None, BACK_END, "goes on", fate)]
+    return found
+
+
+class _Door:
+    """The way to the back-end.
+
+    Attributes:
+        opened: Whether there ever was a connection.
+        failure: Why the last one did not come about.
+    """
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self.opened = False
+        self.failure: VhostUserError | None = None
+
+    async def connect(self) -> Channel:
+        try:
+            channel = await self._connect()
+        except VhostUserError as error:
+            self.failure = error
+            raise
+        self.opened = True
+        return channel
+
+
+async def _fate(connect: Connect, patience: float) -> str | None:
+    """What became of the back-end if it does not answer a next front-end; None if it does."""
+    for _ in range(2):  # one that is about to end closes a connection that came meanwhile, and takes no other
+        look = await play([QUESTION], connect, patience=patience)
+        if look.heard:
+            return None
+        if look.unreachable is not None:
+            return "is gone: takes no connection any more"
+        if look.hung is not None:
+            break
+    return "does not answer the next front-end"
 
 
 def _differences(

@@ -10,6 +10,7 @@ that the recording has no more is answered as the last one like it, and one that
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -41,33 +42,44 @@ class StandIn:
 
     Args:
         transcript: The recording.
+        patience: Seconds that a front-end which came has to go on, or to come again.
 
     Attributes:
         heard: What the front-end said and did, as entries.
+        came: Whether there was a front-end.
 
     Raises:
         TranscriptError: The recording has not what the back-end said.
     """
 
-    def __init__(self, transcript: Transcript) -> None:
+    def __init__(self, transcript: Transcript, patience: float = math.inf) -> None:
         if not any(isinstance(entry, Said) and not entry.from_front_end for entry in transcript.entries):
             raise TranscriptError("the recording has not what the back-end said, so nobody can play it")
         self.heard: list[Entry] = []
+        self.came = False
+        self._patience = patience
         self._parts = list(_parts(transcript.entries))
 
     async def serve(self, endpoint: Endpoint) -> None:
-        """Play to the front-ends that come, until the recording is at its end."""
+        """Play to the front-ends that come, until the recording is at its end or patience is.
+
+        The first one is waited for however long it takes.
+        """
         known = {exchange.key: exchange for part in self._parts for exchange in part.exchanges}
         answers = Answers(Offer(_EVERYTHING, ProtocolFeature(_EVERYTHING), _ALL_RINGS))
         with Names() as names, Props() as props:
-            stage = _Stage(known, answers, names, props, self.heard)
+            stage = _Stage(known, answers, names, props, self.heard, self._patience)
             for part in self._parts:
-                channel = await endpoint.next_channel()
+                channel = None
+                with trio.move_on_after(self._patience if self.came else math.inf):
+                    channel = await endpoint.next_channel()
                 if channel is None:
                     return
+                self.came = True
                 answers.connect()
                 async with channel:
-                    await _Scene(stage, part, channel).play()
+                    if not await _Scene(stage, part, channel).play():
+                        return
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class _Stage:
         names: Of the descriptors that the front-end passes.
         props: What is passed to it.
         heard: What it said and did.
+        patience: Seconds that it has to go on.
     """
 
     known: Mapping[Key, Exchange]
@@ -87,6 +100,7 @@ class _Stage:
     names: Names
     props: Props
     heard: list[Entry]
+    patience: float
 
 
 class _Part:
@@ -128,14 +142,18 @@ class _Scene:
         self._at = 0  # how many of the part's exchanges are over
         self._own: Channel | None = None
 
-    async def play(self) -> None:
-        """Answer until one side closes, or the recording breaks off."""
+    async def play(self) -> bool:
+        """Answer until one side closes, or the recording breaks off; False if the front-end falls silent before."""
+        silent = False
         async with trio.open_nursery() as nursery:
             try:
                 while self._part.closer is Side.FRONTEND or self._at < len(self._part.exchanges):
-                    frame = await self._channel.receive()
+                    with trio.fail_after(self._stage.patience):
+                        frame = await self._channel.receive()
                     with frame.fds:
                         await self._answer(frame, nursery)
+            except trio.TooSlowError:
+                silent = True
             except (ConnectionClosedError, FramingError):
                 self._stage.heard.append(Closed(Side.FRONTEND))
             else:
@@ -143,6 +161,7 @@ class _Scene:
             if self._own is not None:
                 self._own.close()
             nursery.cancel_scope.cancel()
+        return not silent
 
     async def _answer(self, frame: Frame, nursery: trio.Nursery) -> None:
         said = self._said(frame)

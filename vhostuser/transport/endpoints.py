@@ -299,8 +299,10 @@ def _try_connect(path: str) -> socket.socket | str:
         sock.connect(path)
     except OSError as error:
         sock.close()
-        if error.errno in _NOT_THERE_YET and _is_socket_or_absent(path):
-            return error.strerror or str(error)
+        if error.errno in _NOT_THERE_YET:
+            if _is_socket_or_absent(path):
+                return error.strerror or str(error)
+            raise EndpointError(f"{path}: cannot connect: not a socket") from None
         raise EndpointError(f"{path}: cannot connect: {error.strerror or error}") from error
     return sock
 
