@@ -93,7 +93,11 @@ def test_input_that_is_none(tmp_path: Path) -> None:
     assert refused("nothing") == "Error: nothing: no such file, and 'n' is no hexadecimal digit"
     assert refused("123") == "Error: 123: no such file, and 3 hexadecimal digits are no whole number of bytes"
     assert refused("--binary", "00") == "Error: --binary: 00: no such file"
-    assert refused(tmp_path / "text").endswith("'#' is no hexadecimal digit; --binary takes the bytes as they are")
+    other = "'#' is no hexadecimal digit; --binary takes the bytes as they are"
+    assert refused(tmp_path / "text").endswith(f"text: neither a transcript nor hexadecimal: {other}")
+    assert refused(README).endswith(f"README.md: neither a transcript nor hexadecimal: {other}")
+    assert refused("--hex", tmp_path / "text").endswith(f"text: {other}")
+    assert refused("--hex", "--binary", "00") == "Error: --hex and --binary: the input is one of them"
     assert refused(tmp_path / "empty").endswith("empty: empty")
     assert refused(stdin=b"") == "Error: standard input: empty"
     assert refused(tmp_path).endswith("Is a directory")

@@ -31,7 +31,6 @@ MAX_INPUT = 64 << 20
 """Longest input that is read, in bytes."""
 
 _SIDES = {side.value: side for side in Side}
-_TEXT = frozenset(map(ord, string.printable))
 _XXD = re.compile(r"\s*[0-9a-f]+:\s+((?:[0-9a-f]+ )*[0-9a-f]+)(?:  .*)?", re.IGNORECASE)
 
 
@@ -82,8 +81,8 @@ class Piece:
     help="How many descriptors came with the first message; else that is not judged.",
 )
 @DEVICE
-@click.option("--hex", "form", flag_value="hex", help="The input is hexadecimal digits.")
-@click.option("--binary", "form", flag_value="binary", help="The input is the bytes themselves.")
+@click.option("--hex", "digits", is_flag=True, help="The input is hexadecimal digits.")
+@click.option("--binary", is_flag=True, help="The input is the bytes themselves.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(
@@ -92,7 +91,8 @@ def command(
     sender: str,
     fds: int | None,
     device: str | None,
-    form: str | None,
+    digits: bool,
+    binary: bool,
     as_json: bool,
 ) -> None:
     """Show the fields of messages, and the rules that each of them breaks.
@@ -102,6 +102,9 @@ def command(
 
     Example: vhostuser decode 0c000000 01000000 08000000 0101000000000000
     """  # fmt: skip
+    if digits and binary:
+        raise click.UsageError("--hex and --binary: the input is one of them")
+    form = "hex" if digits else "binary" if binary else None
     pieces = _pieces(source, _SIDES[sender], fds, form)
     shown = [message for piece in pieces for message in piece.messages(FEATURE_NAMES[device])]
     _show(shown, as_json)
@@ -134,11 +137,12 @@ def _pieces(source: tuple[str, ...], side: Side, fds: int | None, form: str | No
     name, data = _read(source[0] if source else "-")
     if form is None and data.lstrip()[:1] == b"{" and 0 not in data:
         return _recorded(name, data)
-    if form == "hex" or (form is None and _TEXT.issuperset(data)):
+    if form == "hex" or (form is None and _is_text(data)):
         try:
-            data = _bytes_of(data.decode("ascii", errors="replace"))
+            data = _bytes_of(data.decode(errors="replace"))
         except ValueError as error:
-            raise click.UsageError(f"{name}: {error}; --binary takes the bytes as they are") from None
+            what = "" if form else "neither a transcript nor hexadecimal: "
+            raise click.UsageError(f"{name}: {what}{error}; --binary takes the bytes as they are") from None
     return [Piece(data, side, fds)]
 
 
@@ -155,6 +159,15 @@ def _read(path: str) -> tuple[str, bytes]:
     if not data:
         raise click.UsageError(f"{name}: empty")
     return name, data
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether somebody wrote it to be read: most messages have a NUL."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def _bytes_of(text: str) -> bytes:
