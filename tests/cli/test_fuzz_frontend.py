@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -56,3 +57,14 @@ def test_its_help_has_an_example() -> None:
     code, output = run("--help")
     assert code == 0
     assert "Example: vhostuser fuzz-frontend" in output
+
+
+@pytest.mark.parametrize("tool", ["fuzz", "fuzz-frontend"])
+def test_the_example_of_a_help_can_be_copied_from_a_narrow_terminal(tool: str) -> None:
+    output = CliRunner().invoke(main, [tool, "--help"], terminal_width=80).output
+    example = output[output.index("Example: ") : output.index("Options:")]
+    *words, command = shlex.split(example)
+    assert words == ["Example:", "vhostuser", tool, "--duration", "600", "--spawn"]
+    told = {"fuzz": "--socket-path={socket}", "fuzz-frontend": "virtio-net-pci,netdev=n,vectors=0"}
+    assert told[tool] == command.split()[-1]
+    assert all(len(line) < 78 for line in example.splitlines())

@@ -27,7 +27,9 @@ def command(path: Path | None, spawn: str | None, json_file: Path | None, **told
     Status 0: nothing was found, 1: something was, 2: it could not be done. SIGINT and SIGTERM end it with what was
     done so far, and status 130 or 143.
 
-    Example: vhostuser fuzz --spawn 'vhost-user-net --loop --socket-path={socket}' --duration 600
+    \b
+    Example: vhostuser fuzz --duration 600 --spawn 'vhost-user-net --loop
+        --socket-path={socket}'
     """
     if (path is None) == (spawn is None):
         raise click.UsageError("exactly one of PATH and --spawn is needed")

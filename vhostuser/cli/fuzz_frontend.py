@@ -28,8 +28,12 @@ def command(spawn: str, connects: bool, json_file: Path | None, **told: Any) -> 
     Status 0: nothing was found, 1: something was, 2: it could not be done. SIGINT and SIGTERM end it with what was
     done so far, and status 130 or 143.
 
-    Example: vhostuser fuzz-frontend --duration 600 --spawn 'qemu-system-x86_64 -m 64 -object
-    memory-backend-memfd,id=m,size=64M,share=on -machine q35,memory-backend=m -nodefaults -display none -chardev
-    socket,id=c,path={socket},reconnect=1 -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n'
+    \b
+    Example: vhostuser fuzz-frontend --duration 600 --spawn 'qemu-system-x86_64
+        -object memory-backend-memfd,id=m,size=64M,share=on
+        -machine q35,memory-backend=m -m 64 -nodefaults -display none
+        -chardev socket,id=c,path={socket},reconnect=1
+        -netdev vhost-user,id=n,chardev=c
+        -device virtio-net-pci,netdev=n,vectors=0'
     """
     run_campaign(FrontEnds(spawn, connects), Settings(**told), json_file)
