@@ -171,8 +171,26 @@ async def test_nobody_is_served_if_one_port_is_missing(tmp_path: Path, port: str
 @pytest.mark.proves("VIO-MANY-2")
 async def test_nobody_is_served_if_two_want_one_socket(tmp_path: Path) -> None:
     async with program(tmp_path, table(tmp_path, 1) * 2, wait=False) as serving:
-        assert str(tmp_path / "1") in await serving.ended(1)
+        assert f"[[net]] 2: socket-path {tmp_path / '1'} is that of" in await serving.ended(2)
         assert not (tmp_path / "1").exists()
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["by default", "under nohup"])
+async def test_a_terminal_that_hangs_up_ends_all_in_order_unless_that_is_ignored(tmp_path: Path, ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        async with program(tmp_path, table(tmp_path, 1)) as serving:
+            serving.process.send_signal(signal.SIGHUP)
+            if ignored:
+                async with await serving.connect(1) as front_end:
+                    await loops(front_end, 10)
+                await serving.end()
+            else:
+                await serving.ended(0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not (tmp_path / "1").exists()
+    assert serving.counters(1)["sessions"] == int(ignored)
 
 
 @pytest.mark.proves("VU-PROG-2", "VU-PROG-3")

@@ -12,7 +12,7 @@ import click
 import vhostuser
 from vhostuser import edition
 from vhostuser.cli.file import guests_of
-from vhostuser.cli.options import LIMIT, MODE, OWNER, UID, USER, Parsed
+from vhostuser.cli.options import LIMIT, MODE, OWNER, REPORT, UID, USER, Number, Parsed
 from vhostuser.cli.running import Guest, run
 from vhostuser.cli.tools import Programs
 from vhostuser.device import Device
@@ -43,9 +43,8 @@ _COMMON = (
     click.option("--socket-owner", type=OWNER, default=":", metavar="USER:GROUP", help="Whose the socket is."),
     click.option("--peer-uid", type=UID, metavar="NAME", help="Serve front-ends of this user, nobody else's."),
     click.option("--limit", type=LIMIT, multiple=True, metavar="NAME=N", help="Change what a front-end may take."),
-    click.option("--counters", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-                 help="Write the counters as JSON to FILE on SIGUSR1 and at the end."),
-    click.option("--timeline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    click.option("--counters", type=REPORT, help="Write the counters as JSON to FILE on SIGUSR1 and at the end."),
+    click.option("--timeline", type=REPORT,
                  help="Write when each thread slept, woke, sent, received, called: JSON lines, like --counters."),
     click.option("--audit-log", is_flag=True,
                  help="Debug live migration: find pages that were written and are not in the dirty log (Linux 6.7)."),
@@ -134,12 +133,16 @@ _FEATURES = Parsed[tuple[int, int]]("+NAME,-NAME", tuple, _feature_change)
 # ---- devices ---------------------------------------------------------------------------------------------------------
 
 
-@click.group(
-    cls=Programs, help=__doc__.splitlines()[0] if __doc__ else None, context_settings={"max_content_width": 100}
-)
+@click.group(cls=Programs, context_settings={"max_content_width": 100})
 @click.version_option(vhostuser.__version__, message=_VERSION)
 def main() -> None:
-    """The programs of vhostuser."""
+    """A vhost-user back-end for virtual machines, and tools for whoever tests or writes vhost-user code.
+
+    net, rng and serve are back-ends. conform and fuzz aim at any back-end, fuzz-frontend at a front-end; trace stands
+    between the two, replay plays what it recorded, decode shows messages.
+
+    Example: vhostuser net --socket-path=/run/vm1.sock --tap vm1
+    """
 
 
 @main.command("net", cls=_NetCommand)
@@ -155,11 +158,11 @@ def main() -> None:
 @click.option("--null", is_flag=True, help="No host side: what the guest sends is gone.")
 @click.option(
     "--queues",
-    type=click.IntRange(1, MAX_PAIRS),
+    type=Number(1, MAX_PAIRS),
     metavar="N",
     help="Queue pairs, each with a thread of its own while it is used; 1, or as many as --tap fd:N names.",
 )
-@click.option("--mtu", type=click.IntRange(68, 65535), metavar="N", help="Set the port's MTU and offer it.")
+@click.option("--mtu", type=Number(68, 65535), metavar="N", help="Set the port's MTU and offer it.")
 @click.option("--features", type=_FEATURES, default="", help="Change the offer, e.g. -MRG_RXBUF,-HOST_UFO.")
 @click.option(
     "--io-uring",
@@ -170,7 +173,7 @@ def main() -> None:
 )
 @click.option(
     "--poll-us",
-    type=click.IntRange(0, 1_000_000),
+    type=Number(0, 1_000_000),
     default=0,
     show_default=True,
     metavar="N",

@@ -13,6 +13,7 @@ There is no second list of options: each table becomes a command line, which the
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -48,7 +49,9 @@ def guests_of(path: Path, commands: Mapping[str, GuestCommand]) -> list[Guest]:
         click.UsageError: it is no TOML, or a table is not what a device's command takes.
     """
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{path}: not a TOML file (UTF-8)") from None
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path}: {error}") from error
     owners: dict[str, str] = {}
@@ -73,7 +76,7 @@ def _kinds(commands: Mapping[str, GuestCommand]) -> str:
 
 
 def _guest(name: str, command: GuestCommand, table: Mapping[str, Any], owners: dict[str, str]) -> Guest:
-    """The guest that a table describes; `owners` has the names of those that the descriptors before belong to."""
+    """The guest that a table describes; `owners` has the names of those that descriptors and paths belong to so far."""
     options = {
         option.removeprefix("--"): parameter
         for parameter in command.params
@@ -82,10 +85,14 @@ def _guest(name: str, command: GuestCommand, table: Mapping[str, Any], owners: d
     }
     try:
         words = [word for key, value in table.items() for word in _words(key, value, options)]
-        for number in _DESCRIPTOR.findall(" ".join(words)):
-            if (owner := owners.setdefault(number, name)) != name:
-                raise click.UsageError(f"descriptor {number} is that of {owner} already")
-        return command.guest(command.make_context(name, words))
+        own = [f"descriptor {number}" for number in _DESCRIPTOR.findall(" ".join(words))]
+        guest = command.guest(command.make_context(name, words))
+        if guest.socket_path is not None and not guest.client:
+            own.append(f"socket-path {os.path.realpath(guest.socket_path)}")
+        for what in own:
+            if (owner := owners.setdefault(what, name)) != name:
+                raise click.UsageError(f"{what} is that of {owner} already")
+        return guest
     except click.UsageError as error:
         raise click.UsageError(f"{name}: {error.format_message()}") from error
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import grp
 import math
+import os
 import re
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import click
@@ -19,6 +22,7 @@ from vhostuser.wire.meanings import FeatureNames
 T = TypeVar("T")
 
 _LAST_ID = 2**32 - 2  # the highest number means "leave it"
+_LIMITS = {field.name.replace("_", "-"): field.name for field in fields(Limits)}
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -57,6 +61,18 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+class Number(click.IntRange):
+    """A whole number between two others, which are told in one sentence whatever was given instead."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number. Raises click.BadParameter."""
+        try:
+            number: int = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a number from {self.min} to {self.max}", param, ctx)
+        return number
+
+
 def _number(word: str) -> int:
     if int(word) > _LAST_ID:
         raise ValueError(f"{word}: users and groups go up to {_LAST_ID}")
@@ -91,14 +107,27 @@ def _mode(word: str) -> int:
 def _limit(word: str) -> tuple[str, float]:
     """``NAME=N``, N with K, M, G or T for powers of 1024: a name of :class:`Limits` and a value that it can have."""
     name, _, number = word.partition("=")
-    name = name.replace("-", "_")
+    if name not in _LIMITS:
+        raise ValueError(f"{name}: no such limit; there are {', '.join(_LIMITS)}")
     unit = _UNITS.get(number[-1:], 1)
-    amount = float(number if unit == 1 else number[:-1]) * unit
     try:
-        Limits().changed(name, amount)
-    except OverflowError as error:
-        raise ValueError(str(error)) from error
-    return name, amount
+        amount = float(number if unit == 1 else number[:-1]) * unit
+    except ValueError:
+        raise ValueError(f"{word}: NAME=N is needed, N a number such as 30, or 4T (K, M, G, T)") from None
+    if not 0 < amount < math.inf:
+        raise ValueError(f"{name}: {number} is no number above 0")
+    Limits().changed(_LIMITS[name], amount)
+    return _LIMITS[name], amount
+
+
+def _report(word: str) -> Path:
+    """A file that is written now and then: its folder has to be there from the start."""
+    path = Path(word)
+    if not os.path.isdir(path.parent):
+        raise ValueError(f"{path.parent}: no such folder")
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: a folder; a file is needed")
+    return path
 
 
 USER = Parsed("USER", User, User.named)
@@ -106,6 +135,7 @@ UID = Parsed("USER", int, _uid)
 OWNER = Parsed[tuple[int, int]]("USER:GROUP", tuple, _owner)
 MODE = Parsed("OCTAL", int, _mode)
 LIMIT = Parsed[tuple[str, float]]("NAME=N", tuple, _limit)
+REPORT = Parsed("FILE", Path, _report)
 
 FEATURE_NAMES: dict[str | None, FeatureNames] = {None: (VirtioFeature,), "net": (VirtioFeature, NetFeature)}
 """Names of virtio feature bits, by the device whose own are to be among them."""

@@ -1,8 +1,8 @@
-"""Serving guests until SIGTERM: each has a device, an endpoint and a server of its own, in one Trio program.
+"""Serving guests until SIGTERM or SIGHUP: each has a device, an endpoint and a server of its own, in one Trio program.
 
 At the start all of them must be there, or none is served; then the program gives up every privilege that none of them
 needs any more. Later each ends alone: its session at its front-end's fault, itself when its port fails. The program
-ends when none is left, or on SIGTERM.
+ends when none is left, or on such a signal.
 """
 
 from __future__ import annotations
@@ -188,6 +188,14 @@ def _drop_privileges(user: User | None, needed: Capability) -> None:
     log.info("user %d, %s kept, no new privileges", os.getuid(), kept)
 
 
+def _obeyed() -> list[signal.Signals]:
+    """The signals that we obey. Who starts us with SIGHUP ignored, as nohup does, wants us to outlive a terminal."""
+    ending = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+    return [*ending, signal.SIGUSR1]
+
+
 class Program:
     """Guests, and their servers.
 
@@ -209,7 +217,7 @@ class Program:
         Raises:
             EndpointError, PortError: a guest cannot be served from the start, or the last one that failed did.
         """
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+        with trio.open_signal_receiver(*_obeyed()) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                 async with trio.open_nursery() as serving:

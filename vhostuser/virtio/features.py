@@ -9,7 +9,9 @@ class VirtioFeature(IntFlag):
     NOTIFY_ON_EMPTY = 1 << 24
     ANY_LAYOUT = 1 << 27  #: legacy drivers may lay out header and data as they like
     RING_INDIRECT_DESC = 1 << 28
+    INDIRECT_DESC = RING_INDIRECT_DESC  #: its name in virtio 1.2; the other one is Linux's
     RING_EVENT_IDX = 1 << 29
+    EVENT_IDX = RING_EVENT_IDX
     VERSION_1 = 1 << 32
     ACCESS_PLATFORM = 1 << 33
     RING_PACKED = 1 << 34
