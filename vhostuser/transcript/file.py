@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar
 
 from vhostuser.errors import VhostUserError
 from vhostuser.fds import Closing
@@ -30,12 +32,18 @@ from vhostuser.transcript.entries import (
     Transcript,
     Wrote,
 )
-from vhostuser.transcript.wording import values_of
+from vhostuser.transcript.wording import ACK, REPLY, values_of
 from vhostuser.wire.requests import Direction, spec_of
 
 FORMAT = "vhost-user transcript 2"
 _FORMATS = ("vhost-user transcript 1", FORMAT)
 _DESCRIPTOR_WORDS = ("size", "seals", "block", "blocking", "full", "path")
+_WORD = 2**32 - 1
+_LONG = 2**64 - 1
+_ABSENT: Any = object()
+_SHOWN = 40  # letters of a value that is none
+
+E = TypeVar("E", bound=Enum)
 
 
 class TranscriptError(VhostUserError):
@@ -70,68 +78,84 @@ def parse(text: str, name: str = "transcript") -> Transcript:
         where = f"{name}:{number}"
         try:
             entries.append(_entry(_object(line, where), len(entries)))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise TranscriptError(f"{where}: {type(error).__name__}: {error}") from None
-    offer = tuple((key, _number(value)) for key, value in head.get("offer", {}).items())
+        except ValueError as error:
+            raise TranscriptError(f"{where}: {error}") from None
     front_end = str(head.get("front_end", head.get("peer", "")))
-    return Transcript(tuple(entries), front_end, str(head.get("back_end", "")), str(head.get("scene", "")), offer)
+    back_end, scene = str(head.get("back_end", "")), str(head.get("scene", ""))
+    try:
+        return Transcript(tuple(entries), front_end, back_end, scene, _offer(head))
+    except ValueError as error:
+        raise TranscriptError(f"{name}:1: {error}") from None
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TranscriptError(f"{where}: no JSON: {error}") from None
     if not isinstance(value, dict):
         raise TranscriptError(f"{where}: {type(value).__name__} instead of an object")
     return value
 
 
-def _number(value: str | int) -> int:
-    return int(value, 0) if isinstance(value, str) else int(value)
+def _offer(head: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+    told = _value(head, "offer", dict, "an object", {})
+    return tuple((key, _bits(told, key)) for key in told)
+
+
+def _bits(line: dict[str, Any], key: str) -> int:
+    told = line[key]
+    if isinstance(told, str):
+        try:
+            told = int(told, 0)
+        except ValueError:
+            raise _wrong(key, told, "a number, as 0x10") from None
+    return _whole({key: told}, key, _LONG)
 
 
 def _entry(line: dict[str, Any], position: int) -> Entry:
-    time = float(line.get("time", 0.0))
+    time = _seconds(line, "time", 0.0)
     match line.get("event"):
         case None:
             return _said(line, time, position)
         case "closed":
-            return Closed(Side(line.get("by", Side.FRONTEND.value)), time)
+            return Closed(_one_of(Side, line, "by", Side.FRONTEND.value), time)
         case "write":
-            data = line["data"]
-            pieces = (data,) if isinstance(data, str) else tuple(data)
-            return Wrote(line["memory"], int(line["offset"]), tuple(map(bytes.fromhex, pieces)),
-                         float(line.get("seconds", 0.0)), time)  # fmt: skip
+            pieces = line.get("data")
+            data = tuple(map(_bytes, pieces)) if isinstance(pieces, list) else (_data(line, "data"),)
+            seconds = _seconds(line, "seconds", 0.0)
+            return Wrote(_text(line, "memory"), _whole(line, "offset", _LONG), data, seconds, time)
         case "saw":
-            return Saw(line["memory"], int(line["offset"]), bytes.fromhex(line["data"]), time)
+            return Saw(_text(line, "memory"), _whole(line, "offset", _LONG), _data(line, "data"), time)
         case "resize":
-            return Resized(line["memory"], int(line["size"]), time)
+            return Resized(_text(line, "memory"), _whole(line, "size", _LONG), time)
         case "signal":
-            return Signalled(line["fd"], time)
+            return Signalled(_text(line, "fd"), time)
         case "pause":
-            return Paused(float(line["seconds"]), time)
+            return Paused(_seconds(line, "seconds"), time)
         case other:
-            raise ValueError(f"event {other!r} is unknown")
+            raise _wrong("event", other, "one of closed, write, saw, resize, signal, pause")
 
 
 def _said(line: dict[str, Any], time: float, position: int) -> Said:
-    side, own_channel = Side(line["from"]), bool(line.get("own_channel", False))
-    size, cut = line.get("size"), line.get("cut")
+    own_channel = _value(line, "own_channel", bool, "true or false", False)
+    answer = line.get("answer")
+    if answer not in (None, REPLY, ACK):
+        raise _wrong("answer", answer, f"{REPLY} or {ACK}")
     return Said(
-        side,
-        _request(line["request"], _direction(own_channel)),
-        int(line["flags"]),
-        bytes.fromhex(line["payload"]),
-        None if size is None else int(size),
-        tuple(_descriptor(told, f"fd {position}.{at}") for at, told in enumerate(line.get("fds", ()))),
+        _one_of(Side, line, "from"),
+        _request(line, _direction(own_channel)),
+        _whole(line, "flags", _WORD),
+        _data(line, "payload"),
+        None if line.get("size") is None else _whole(line, "size", _WORD),
+        tuple(_descriptor(told, f"fd {position}.{at}") for at, told in enumerate(_list(line, "fds"))),
         own_channel,
-        tuple(map(int, line.get("pieces", ()))),
-        None if cut is None else int(cut),
-        line.get("answer"),
+        tuple(_whole({"pieces": piece}, "pieces", _WORD) for piece in _list(line, "pieces")),
+        None if line.get("cut") is None else _whole(line, "cut", _WORD),
+        answer,
         time,
-        tuple(line.get("rules", ())),
-        tuple(line.get("bent", ())),
+        tuple(map(str, _list(line, "rules"))),
+        tuple(map(str, _list(line, "bent"))),
     )
 
 
@@ -140,18 +164,94 @@ def _direction(own_channel: bool) -> Direction:
     return Direction.BACKEND if own_channel else Direction.FRONTEND
 
 
-def _request(told: str | int, direction: Direction) -> int:
+def _request(line: dict[str, Any], direction: Direction) -> int:
+    told = _value(line, "request", str | int, "a request's name, or its number")
     if isinstance(told, int):
-        return told
+        return _whole(line, "request", _WORD)
     number = next((n for n in range(256) if (spec := spec_of(direction, n)) and spec.name == told), None)
     if number is None:
-        raise ValueError(f"request {told!r} is unknown")
+        whose = Side.BACKEND if direction is Direction.BACKEND else Side.FRONTEND
+        raise _wrong("request", told, f"the name of a {whose.value}'s request, or its number")
     return number
 
 
-def _descriptor(told: dict[str, Any], name: str) -> Descriptor:
-    words = {word: told[word] for word in _DESCRIPTOR_WORDS if word in told}
-    return Descriptor(str(told.get("name", name)), Kind(told["kind"]), **words)
+def _descriptor(told: Any, name: str) -> Descriptor:
+    if not isinstance(told, dict):
+        raise _wrong("fds", told, "an object for each descriptor")
+    return Descriptor(
+        _text(told, "name", name),
+        _one_of(Kind, told, "kind"),
+        size=_whole(told, "size", _LONG, 0),
+        seals=_whole(told, "seals", _WORD, 0),
+        block=_whole(told, "block", _LONG, 0),
+        blocking=_value(told, "blocking", bool, "true or false", False),
+        full=_value(told, "full", bool, "true or false", False),
+        path=_text(told, "path", ""),
+    )
+
+
+# what stands under a key; ValueError names the key, what is there and what could be
+
+
+def _value(line: dict[str, Any], key: str, kinds: type | UnionType, wanted: str, absent: Any = _ABSENT) -> Any:
+    value = line.get(key)
+    if value is None and absent is not _ABSENT:
+        return absent
+    if key not in line:
+        raise ValueError(f"{key} is missing: {wanted}")
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise _wrong(key, value, wanted)
+    return value
+
+
+def _wrong(key: str, value: Any, wanted: str) -> ValueError:
+    told = repr(value)
+    return ValueError(f"{key}: {told if len(told) <= _SHOWN else told[:_SHOWN] + '…'} is not {wanted}")
+
+
+def _whole(line: dict[str, Any], key: str, most: int, absent: Any = _ABSENT) -> int:
+    wanted = f"a whole number up to {most:#x}"
+    value: int = _value(line, key, int, wanted, absent)
+    if not 0 <= value <= most:
+        raise _wrong(key, value, wanted)
+    return value
+
+
+def _seconds(line: dict[str, Any], key: str, absent: Any = _ABSENT) -> float:
+    value = _value(line, key, int | float, "a number of seconds", absent)
+    if not 0 <= value <= _LONG:
+        raise _wrong(key, value, "a number of seconds")
+    return float(value)
+
+
+def _text(line: dict[str, Any], key: str, absent: Any = _ABSENT) -> str:
+    text: str = _value(line, key, str, "a string", absent)
+    return text
+
+
+def _list(line: dict[str, Any], key: str) -> list[Any]:
+    values: list[Any] = _value(line, key, list, "a list", [])
+    return values
+
+
+def _data(line: dict[str, Any], key: str) -> bytes:
+    return _bytes(_text(line, key), key)
+
+
+def _bytes(digits: Any, key: str = "data") -> bytes:
+    try:
+        return bytes.fromhex(digits)
+    except (ValueError, TypeError):
+        raise _wrong(key, digits, "bytes in hexadecimal digits") from None
+
+
+def _one_of(kind: type[E], line: dict[str, Any], key: str, absent: Any = _ABSENT) -> E:
+    allowed = ", ".join(str(member.value) for member in kind)
+    word = _text(line, key, absent)
+    try:
+        return kind(word)
+    except ValueError:
+        raise _wrong(key, word, f"one of {allowed}") from None
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
