@@ -19,12 +19,12 @@ from vhostuser.session.backend import Offer
 from vhostuser.session.witness import Side
 from vhostuser.transcript.answers import Answers
 from vhostuser.transcript.bending import Pick
-from vhostuser.transcript.compare import Difference, compare
+from vhostuser.transcript.compare import BACK_END, CONNECTION, Difference, compare
 from vhostuser.transcript.counterpart import PART_OF, play_back_end
 from vhostuser.transcript.entries import Transcript
 from vhostuser.transcript.file import load
 from vhostuser.transcript.proxy import PATIENT
-from vhostuser.transcript.replay import BACK_END, PATIENCE, replay
+from vhostuser.transcript.replay import PATIENCE, replay
 from vhostuser.transcript.stand_in import StandIn
 from vhostuser.transport.channel import Channel
 from vhostuser.transport.endpoints import Listener, connect, listen
@@ -36,7 +36,7 @@ _COLOURS = ("green", "red")
 
 def _abouts(word: str) -> frozenset[str]:
     """What the differences are about that a word means. Raises ValueError."""
-    if word == BACK_END:
+    if word in (BACK_END, CONNECTION):
         return frozenset({word})
     pick = Pick.parse(word)
     if pick.reply:

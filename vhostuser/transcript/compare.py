@@ -19,6 +19,9 @@ from vhostuser.transcript.wording import name_of, sentence_of
 _EXACT = 2000
 """Lines that are aligned as well as can be; with more, those that come very often are no help, or it takes too long."""
 
+CONNECTION, BACK_END = "the connection", "the back-end"
+"""What a difference is about that is about no request."""
+
 _CLOSED = "closes the connection"
 _MISSING = "-"
 
@@ -124,7 +127,7 @@ def answer_in_words(exchange: Exchange) -> str:
 
 
 def _about(step: _Step) -> str:
-    return name_of(step.asked) if isinstance(step, Exchange) else "the connection"
+    return name_of(step.asked) if isinstance(step, Exchange) else CONNECTION
 
 
 def _words(step: _Step) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from vhostuser.errors import VhostUserError
-from vhostuser.transcript.compare import Difference, answer_in_words, answered_differently
+from vhostuser.transcript.compare import BACK_END, CONNECTION, Difference, answer_in_words, answered_differently
 from vhostuser.transcript.entries import Closed, Entry, Said, Side, Transcript
 from vhostuser.transcript.exchanges import Exchange, exchanges
 from vhostuser.transcript.player import QUESTION, Connect, Heard, Performance, play
@@ -26,8 +26,6 @@ from vhostuser.transport.channel import Channel
 
 PATIENCE = 5.0
 """Seconds for an answer: a back-end may finish requests in flight first."""
-BACK_END = "the back-end"
-"""What a difference is about that the back-end shows when everything was said."""
 
 
 async def replay(transcript: Transcript, connect: Connect, patience: float = PATIENCE) -> list[Difference]:
@@ -118,7 +116,7 @@ def _differences(
             if lost or closer is not Side.BACKEND:
                 yield _difference(recorded, closed, "closes the connection")
         elif closer is Side.BACKEND and connection.stop <= end:
-            yield Difference(connection.stop - 1, None, "the connection", "the back-end closes it", "it stays open")
+            yield Difference(connection.stop - 1, None, CONNECTION, "the back-end closes it", "it stays open")
     if performance.hung is not None:
         yield _difference(recorded, numbers[performance.hung], "neither answers nor closes the connection any more")
     if performance.unreachable is not None:
@@ -146,7 +144,7 @@ def _contrast(recorded: Exchange, present: Exchange) -> Iterator[Difference]:
 
 def _difference(recorded: Mapping[int, Exchange], number: int, other: str) -> Difference:
     if number not in recorded:
-        return Difference(number, None, "the connection", "goes on", other)
+        return Difference(number, None, CONNECTION, "goes on", other)
     exchange = recorded[number]
     return Difference(number, None, name_of(exchange.asked), answer_in_words(exchange), other)
 
