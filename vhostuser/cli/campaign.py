@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from vhostuser.cli.interruption import end_by, run_until_signal
 from vhostuser.cli.options import Seconds
@@ -194,7 +195,7 @@ def _found(progress: Come) -> Table:
     for found in ordered(progress):
         table.add_row(
             found.finding.trouble.value,
-            found.finding.signature,
+            Text(found.finding.signature),  # what is in brackets is no markup
             str(messages_of(found)),
             f"{found.confirmed} of {CONFIRMATIONS}",
             str(found.seen),
