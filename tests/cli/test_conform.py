@@ -85,6 +85,14 @@ def test_a_transcript_that_cannot_be_saved_is_told(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (2, f"Error: {path}: Is a directory\n")
 
 
+def test_the_first_failure_may_be_enough() -> None:
+    words = (f"--spawn={CUTS}", "--jobs=1", "--only=VU-NEG-1", "--only=VU-HDR-1")
+    assert "2 were run: 0 pass, 2 fail" in conform(*words).output
+    result = conform(*words, "--first")
+    assert result.exit_code == 1
+    assert "1 were run: 0 pass, 1 fail" in result.output
+
+
 def test_who_does_not_say_what_it_offers_fails() -> None:
     result = conform(f"--spawn={CUTS}", "--only=VU-NEG-1")
     assert result.exit_code == 1

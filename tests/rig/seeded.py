@@ -74,7 +74,7 @@ def _conformance(tree: Path) -> list[str]:
 
 
 def _failed(tree: Path, only: Iterable[str]) -> dict[str, str]:
-    words = ["conform", "--format=json", "--keep", f"--jobs={JOBS}", f"--spawn={_command(tree, OPTIONS)}"]
+    words = ["conform", "--format=json", "--keep", "--first", f"--jobs={JOBS}", f"--spawn={_command(tree, OPTIONS)}"]
     told = json.loads(run_tool([*words, *(f"--only={name}" for name in only)], SUITE_TIME))
     rows = [row for row in told["results"] if row["verdict"] not in _KEPT]
     return {row["statement"]: next(f["text"] for f in row["findings"] if f["verdict"] not in _KEPT) for row in rows}

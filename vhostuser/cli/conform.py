@@ -56,6 +56,7 @@ from vhostuser.transcript.file import save
     metavar="DIR",
     help="Write the conversation of each check that fails to DIR, as a transcript, and play it again.",
 )
+@click.option("--first", is_flag=True, help="End with the first statement that fails.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
@@ -81,6 +82,7 @@ def command(
     peer: str | None,
     form: str,
     save: Path | None,
+    first: bool,
     jobs: int,
     patience: float,
 ) -> None:
@@ -99,7 +101,7 @@ def command(
     target = _target(path, spawn, keep)
     chosen = _chosen(only)
     make_folder("--save", save)
-    run = _Run(chosen, PEERS[peer] if peer else (), save, Terminal(highlight=False) if form == "text" else None)
+    run = _Run(chosen, PEERS[peer] if peer else (), save, Terminal(highlight=False) if form == "text" else None, first)
     with run.status:
         came = run_until_signal(partial(_run, target, chosen, DEVICES[device], run, Patience(patience), jobs))
     run.finish()
@@ -141,6 +143,7 @@ class _Run:
         quirks: What is known of the peer.
         folder: Where the conversations of checks that fail go.
         console: Where statements are shown when all of their checks are done; None: nowhere.
+        first: Whether the first statement that fails is enough.
 
     Attributes:
         report: What came of it so far.
@@ -148,13 +151,19 @@ class _Run:
     """
 
     def __init__(
-        self, chosen: Sequence[Check], quirks: Sequence[Quirk], folder: Path | None, console: Console | None
+        self,
+        chosen: Sequence[Check],
+        quirks: Sequence[Quirk],
+        folder: Path | None,
+        console: Console | None,
+        first: bool = False,
     ) -> None:
         self.report = Report(statements(), all_checks())
         self._total = len(chosen)
         self._quirks = quirks
         self._folder = folder
         self._console = console
+        self._first = first
         self.saves = folder is not None
         self._done = 0
         self._left = Counter(name for check in chosen for name in check.statements)
@@ -171,6 +180,10 @@ class _Run:
         self._show({name for name in result.check.statements if not self._left[name]})
         failures = self.report.counts[Verdict.FAIL]
         self.status.update(f"{self._done} of {self._total} checks, {failures} statements failed")
+
+    def enough(self) -> bool:
+        """Whether nothing more is wanted."""
+        return self._first and self.report.failed
 
     def finish(self) -> None:
         """Show the statements whose checks were not all done, and the numbers."""
@@ -198,6 +211,8 @@ async def _run(
 ) -> None:
     try:
         offer = await offer_of(target, device, patience)
-        await run_checks(target, chosen, device, offer, run.told, patience=patience, jobs=jobs, again=run.saves)
+        await run_checks(
+            target, chosen, device, offer, run.told, patience=patience, jobs=jobs, again=run.saves, enough=run.enough
+        )
     finally:
         await target.aclose()

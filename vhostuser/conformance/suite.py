@@ -121,6 +121,7 @@ async def run_checks(
     patience: Patience,
     jobs: int = 1,
     again: bool = False,
+    enough: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run checks, and tell of each when it is done.
 
@@ -133,12 +134,15 @@ async def run_checks(
         patience: How long is waited for what.
         jobs: How many run at a time; one where they share a back-end.
         again: Whether what fails is played once more.
+        enough: Asked after each result: whether to leave the rest.
     """
     left = iter(sorted(checks, key=lambda check: not check.slow))
 
     async def work() -> None:
         for check in left:
             told(await run_check(target, check, device, offer, patience, again=again))
+            if enough():
+                nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         for _ in range(1 if target.shared else jobs):
