@@ -26,6 +26,7 @@ from tests.rig.seeded import run_tool
 
 EVIDENCE = Path("evidence/peers.json")
 CONFORM_TIME = 1800.0
+LONGEST = 200  # characters of what was found, on the page
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 
 _TESTPMD = "dpdk-testpmd --no-huge -m 256 --no-pci --no-shconf --no-telemetry -l 0,1"
@@ -193,7 +194,8 @@ def _conformance(told: dict[str, Any]) -> list[str]:
 
 def _why(row: dict[str, Any]) -> str:
     text: str = next(finding["text"] for finding in row["findings"] if finding["verdict"] == "fail")
-    return text.partition("\n")[0]
+    line = re.sub(r"\S*/vhost-user\.sock", "{socket}", text.partition("\n")[0])
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def _campaign(told: dict[str, Any]) -> list[str]:
