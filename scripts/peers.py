@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +23,11 @@ import click
 
 from tests.rig import debian
 from tests.rig.seeded import run_tool
+from vhostuser.fuzz.verdict import Trouble
 
 EVIDENCE = Path("evidence/peers.json")
 CONFORM_TIME = 1800.0
+ACCEPTED = Trouble.ACCEPTED.value
 LONGEST = 200  # characters of what was found, on the page
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 
@@ -71,7 +73,7 @@ PEERS = {
     ),
     "dpdk": Peer(
         "DPDK net_vhost",
-        ("dpdk-testpmd", "--version"),
+        ("dpkg-query", "-W", "dpdk-dev"),
         f"{_TESTPMD} --vdev=net_vhost0,iface={{socket}},queues=2 "
         "-- -i -a --nb-cores=1 --rxq=2 --txq=2 --forward-mode=io --port-topology=loop --total-num-mbufs=4096",
         conform=("--peer=dpdk", "--keep", "--jobs=1"),
@@ -90,7 +92,7 @@ PEERS = {
     ),
     "virtio-user": Peer(
         "DPDK virtio-user",
-        ("dpdk-testpmd", "--version"),
+        ("dpkg-query", "-W", "dpdk-dev"),
         f"{_TESTPMD} --vdev=net_virtio_user0,path={{socket}},queues=1,server=1 -- -i -a --total-num-mbufs=4096",
         fuzz=("fuzz-frontend", "--connect"),
     ),
@@ -210,10 +212,25 @@ def _campaign(told: dict[str, Any]) -> list[str]:
         head += f" Suspicions that did not show again, left out here: {passing}."
     if not shown:
         return [f"{head} Nothing was found.", ""]
+    several = [one for one in shown if one["kind"] == ACCEPTED]
     rows = [
-        f"| {one['kind']} | `{_cell(one['signature'])}` | {one['messages']} | {one['confirmed']} |" for one in shown
+        f"| {one['kind']} | `{_cell(one['signature'])}` | {one['messages']} | {one['confirmed']} |"
+        for one in shown
+        if one not in several
     ]
+    rows += _accepted(several)
     return [head, "", "| kind | signature | messages | confirmed |", "|---|---|---|---|", *rows, ""]
+
+
+def _accepted(findings: list[dict[str, Any]]) -> Iterator[str]:
+    """What was accepted against rules: a row for each rule, with the requests; most of them are harmless."""
+    by_rule: dict[str, list[dict[str, Any]]] = {}
+    for one in findings:
+        by_rule.setdefault(one["rule"], []).append(one)
+    for rule, found in sorted(by_rule.items()):
+        names = ", ".join(sorted(one["signature"].removesuffix(f" {rule}") for one in found))
+        most, times = max(one["messages"] for one in found), min(one["confirmed"] for one in found)
+        yield f"| {ACCEPTED} | {rule}: {names} | at most {most} | at least {times} |"
 
 
 def _cell(text: str) -> str:
