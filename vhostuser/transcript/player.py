@@ -283,6 +283,8 @@ class _Stage:
             while True:
                 frame = await channel.receive()
                 self._kept.callback(frame.fds.close)  # as a front-end keeps them: what depends on them goes on
+                if self._channel not in (channel, None):
+                    break  # it came before we left, and is heard only now: another witness is at work
                 judgement = self._witness.reply(frame)
                 if not self._lost:
                     self._judge(judgement, self._answered_entry(judgement))
