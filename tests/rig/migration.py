@@ -220,13 +220,14 @@ def against_dpdk(image: GuestImage, round_trips: int, packed: bool, pairs: int) 
     """Round trips over our back-end and over DPDK's.
 
     Large packets go over ours alone, because testpmd would need other buffers for them, and so does post-copy, a
-    quarter as often: with DPDK's back-end QEMU waits for pages for ever here.
+    quarter as often: with DPDK's back-end QEMU waits for pages for ever here. Where a guest does not arrive over
+    DPDK's, as happens with packed rings of four pairs, the trips before that are what is compared.
 
     Returns:
         Of each, what a trip took and what it lost.
 
     Raises:
-        RigError: as :func:`trips`; or more was lost over our back-end than over DPDK's.
+        RigError: as :func:`trips`, over ours; or a trip lost more over our back-end than over DPDK's.
     """
     plan = Plan(packed, pairs)
     few = max(round_trips // 4, 1)
@@ -237,16 +238,20 @@ def against_dpdk(image: GuestImage, round_trips: int, packed: bool, pairs: int) 
         "vhostuser, post-copy": (ours, memory_last(plan), few),
     }
     told: dict[str, Any] = {}
-    lost: dict[str, int] = {}
+    lost: dict[str, float] = {}
     for name, (places, how, times) in subjects.items():
+        made: list[dict[str, Any]] = []
+        ended = {}
         try:
-            made = trips(image, places, how, 2 * times)
+            made.extend(trips(image, places, how, 2 * times))  # those before a failure stay
         except RigError as error:
-            raise RigError(f"{name}: {error}; before that: {told}") from error
-        told[name] = summary(made)
-        lost[name] = sum(trip[way]["lost"] for trip in made for way in WAYS)
+            if name != "DPDK" or not made:
+                raise RigError(f"{name}: {error}; before that: {told}") from error
+            ended = {"ended by": str(error)}
+        told[name] = summary(made) | ended
+        lost[name] = sum(trip[way]["lost"] for trip in made for way in WAYS) / len(made)
     if lost["vhostuser"] > lost["DPDK"]:
-        raise RigError(f"more datagrams were lost than with DPDK's back-end: {told}")
+        raise RigError(f"a trip lost more datagrams than with DPDK's back-end: {told}")
     return told
 
 
@@ -290,10 +295,10 @@ def summary(made: list[dict[str, Any]]) -> dict[str, Any]:
     return {"trips": len(made)} | figures | traffic
 
 
-def trips(image: GuestImage, make: MakePlaces, plan: Plan, count: int) -> list[dict[str, Any]]:
+def trips(image: GuestImage, make: MakePlaces, plan: Plan, count: int) -> Iterator[dict[str, Any]]:
     """Move a guest back and forth, `count` trips in all, each under traffic both ways.
 
-    Returns:
+    Yields:
         Of each trip, what QEMU told of it, and how many datagrams each way were sent and lost.
 
     Raises:
@@ -301,7 +306,8 @@ def trips(image: GuestImage, make: MakePlaces, plan: Plan, count: int) -> list[d
     """
     with two_places(make, plan) as (netns, places), Traveller(image, netns, places, plan) as traveller:
         host = Host(netns, image)
-        return [_trip_under_traffic(traveller, host, netns, plan) for _ in range(count)]
+        for _ in range(count):
+            yield _trip_under_traffic(traveller, host, netns, plan)
 
 
 def _trip_under_traffic(traveller: Traveller, host: Host, netns: Netns, plan: Plan) -> dict[str, Any]:
