@@ -285,8 +285,8 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
             Fault(
                 "iommu.a_page_is_asked_for_once_at_a_time",
                 "runtime/iommu.py",
-                "if question in self._questions or len(self._questions) == MAX_QUESTIONS:",
-                "if len(self._questions) == MAX_QUESTIONS:",
+                "if answered or question in self._questions or self._telling == MAX_QUESTIONS:",
+                "if answered or self._telling == MAX_QUESTIONS:",
                 "asked for:",
             ),
             Fault(

@@ -98,6 +98,13 @@ async def a_region_for_what_there_is_not(probe: Probe) -> None:
         await connection.refused(connection.frame(R.SET_INFLIGHT_FD, told, [fd]))
 
 
+@checks("VU-INFLIGHT-2", needs=(*_NEEDS, P.REPLY_ACK, P.MQ), devices=("net",))
+async def a_region_for_one_ring_too_many(probe: Probe) -> None:
+    connection = await probe.negotiated(protocol=TRACKING | P.MQ)
+    rings = 2 * await connection.value(R.GET_QUEUE_NUM)
+    await connection.refused(connection.frame(R.GET_INFLIGHT_FD, Inflight(0, 0, rings + 1, ENTRIES)))
+
+
 @checks("VU-INFLIGHT-2", needs=(*_NEEDS, P.REPLY_ACK))
 async def a_region_that_is_not_there(probe: Probe) -> None:
     connection = await probe.negotiated(protocol=TRACKING)

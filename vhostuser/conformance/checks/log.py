@@ -217,9 +217,10 @@ async def _write_at(probe: Probe, driver: Driver, elsewhere: int) -> list[Buffer
 
 @checks("VU-LOG-7", needs=_NEEDS)
 async def nothing_beyond_the_log_is_touched(probe: Probe) -> None:
-    for told in (0xDEAD_BEEF_0000, 1 << 63, (1 << 64) - PAGE, (1 << 64) - 8):
+    for far in (None, 0xDEAD_BEEF_0000, 1 << 63, (1 << 64) - PAGE, (1 << 64) - 8):
         driver, log = await _logging(probe)
         end = log.size
+        told = 8 * end * PAGE if far is None else far  # the first page without a bit, or any
         os.ftruncate(log.fd.fileno(), end + 16 * PAGE)
         await driver.connection.accepted(R.SET_VRING_ADDR, driver.vring_addr(driver.work, told & -4))
         await driver.served(3)

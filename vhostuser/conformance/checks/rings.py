@@ -252,6 +252,17 @@ async def what_was_available_before_enabling_is_served(probe: Probe) -> None:
     await driver.effective()
 
 
+@checks("VU-RING-28", needs=(V.PROTOCOL_FEATURES,))
+async def a_kick_before_enabling_is_not_lost(probe: Probe) -> None:
+    driver = await probe.driver(enable=False)
+    driver.give()
+    driver.kick(driver.work)
+    await driver.until(lambda: False, probe.patience.silence)  # the kick is read by now, if it is read at all
+    for ring in driver.rings.values():
+        await driver.enable(ring)
+    await driver.used(1)
+
+
 @checks("VU-RING-29")
 async def while_all_rings_are_stopped_nothing_is_touched(probe: Probe) -> None:
     driver = await probe.driver(layout=((0, _MIB), (1 << 32, _MIB)))
