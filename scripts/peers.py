@@ -234,7 +234,7 @@ def _accepted(findings: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|").replace("\n", " ").replace("`", "'")
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
