@@ -13,16 +13,15 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
 
-import trio
-
 from vhostuser.errors import VhostUserError
 from vhostuser.fuzz.avoidance import Avoidance
 from vhostuser.fuzz.breaking import broken
 from vhostuser.fuzz.course import Course
+from vhostuser.fuzz.leaks import leaks
 from vhostuser.fuzz.model import Known
 from vhostuser.fuzz.reached import Reached
 from vhostuser.fuzz.target import Range, Target
-from vhostuser.fuzz.verdict import Examined, Finding, Trouble, is_open, of_breach, of_death, of_growth, request_name
+from vhostuser.fuzz.verdict import Examined, Finding, Trouble, is_open, of_breach, of_death, request_name
 from vhostuser.peer.footprint import Footprint
 from vhostuser.session.backend import Offer
 from vhostuser.session.witness import ALL_RINGS, Side
@@ -34,8 +33,6 @@ from vhostuser.wire.messages import U64
 from vhostuser.wire.requests import Direction, FrontendRequest
 
 _DYING = 0.5  # seconds from the last sign of life to the end of a process that writes a core
-_LEAVING = 0.3  # seconds for a target to let go of a connection
-_LOOK = 0.005  # seconds between two looks at what it holds
 _NOBODY = Known(0, 0, 0)
 
 
@@ -141,7 +138,7 @@ class BackEnd:
         if fatal is not None:
             return Examined(performance, (fatal, *findings))
         if before is not None:
-            findings += await self._leaks(before)
+            findings += await leaks(before, self._target.footprint, self._target.settled)
         return Examined(performance, tuple(findings))
 
     async def _fate(self, entries: Sequence[Entry], performance: Performance) -> Finding | None:
@@ -157,14 +154,6 @@ class BackEnd:
         if performance.hung is not None:
             return Finding(Trouble.HANG, f"after {asked}", "it neither answers nor closes the connection", last)
         return Finding(Trouble.STARVED, f"after {asked}", "the next front-end is not served", last)
-
-    async def _leaks(self, before: Footprint) -> list[Finding]:
-        with trio.move_on_after(_LEAVING):
-            while self._target.footprint() != before:  # noqa: ASYNC110 - nothing tells
-                await trio.sleep(_LOOK)
-            return []
-        after = await self._target.settled()
-        return [] if after is None else of_growth(before, after)
 
 
 def _replies(entries: Sequence[Entry], performance: Performance) -> list[Finding]:

@@ -22,8 +22,9 @@ from typing import Self
 
 import trio
 
+from vhostuser.fuzz.leaks import leaks
 from vhostuser.fuzz.target import UnreachableError
-from vhostuser.fuzz.verdict import Examined, Finding, Trouble, of_breach, of_death, of_growth, request_name
+from vhostuser.fuzz.verdict import Examined, Finding, Trouble, of_breach, of_death, request_name
 from vhostuser.peer.footprint import Footprint
 from vhostuser.peer.program import Program
 from vhostuser.session.backend import Offer
@@ -52,8 +53,6 @@ _STARTING = 30.0  # seconds until a program connects
 _DYING = 0.5  # seconds from the last sign of life to the end of a process that writes a core
 _BUSY = 2.0  # seconds that one needs at most to come again, or to end, besides what it needed when nothing was wrong
 _DUMPING = 2.0  # seconds more for the core of one that hangs
-_LEAVING = 0.3  # seconds for a front-end to let go of a connection
-_LOOK = 0.005  # seconds between two looks at what it holds
 _COLD = 0.25  # of all targets are told something wrong from their first message on
 _AT_ONCE = 0.1  # seconds that a busy machine may put between two messages that come at once
 _MOST = 0.8  # of all messages of a conversation: what follows is not waited for
@@ -208,7 +207,7 @@ class FrontEnd:
         if fatal is not None:
             return Examined(counterplay, (fatal, *findings))
         if before is not None:
-            findings += await self._leaks(before)
+            findings += await leaks(before, self._now, self._holds)
         return Examined(counterplay, tuple(findings))
 
     # ---- its comings and goings --------------------------------------------------------------------------------------
@@ -294,14 +293,6 @@ class FrontEnd:
                 return False  # how it ended is still to be seen
             case Parting.STAYS:
                 return not await self._program.ended(_DYING)
-
-    async def _leaks(self, before: Footprint) -> list[Finding]:
-        with trio.move_on_after(_LEAVING):
-            while self._now() != before:  # noqa: ASYNC110 - nothing tells
-                await trio.sleep(_LOOK)
-            return []
-        after = await self._holds()
-        return [] if after is None else of_growth(before, after)
 
     def _now(self) -> Footprint | None:
         try:

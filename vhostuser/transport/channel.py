@@ -30,12 +30,12 @@ import socket
 import stat
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import trio
 
 from vhostuser.errors import ConnectionClosedError, FramingError, LocalProtocolError
-from vhostuser.fds import FdBundle
+from vhostuser.fds import Closing, FdBundle
 from vhostuser.limits import Limits
 from vhostuser.transport.access import peer_of
 from vhostuser.transport.pace import Pace
@@ -43,7 +43,6 @@ from vhostuser.wire.frames import HEADER_SIZE, MAX_FDS, Frame, Header, check_hea
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
 _INT_SIZE = array.array("i").itemsize
 # A full block of descriptors is never cut. The rest is for the credentials that whoever made an inherited
@@ -236,7 +235,7 @@ class _Direction:
             self._lock.release()
 
 
-class _MessageReader:
+class _MessageReader(Closing):
     """Reads one message by exact sizes and owns its descriptors until they are taken."""
 
     def __init__(self, sock: trio.socket.SocketType, direction: _Direction) -> None:
@@ -280,12 +279,8 @@ class _MessageReader:
         fds, self._fds = self._fds, FdBundle()
         return fds
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the descriptors that were not taken."""
         self._fds.close()
 
 
