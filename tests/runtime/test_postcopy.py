@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,14 +161,22 @@ async def test_a_table_told_again_takes_the_place_of_one_that_waits(arriving: Fr
                 await arriving.request(R.ADD_MEM_REG, SingleRegion(region(1, PAGE)), [fd])
 
 
+@asynccontextmanager
+async def listening(destination: Victim) -> AsyncIterator[FrontEnd]:
+    """A front-end that adds regions one by one, and has said POSTCOPY_LISTEN."""
+    async with await destination.connect() as front_end:
+        await front_end.negotiate(DRIVER_FEATURES, POSTCOPY | ProtocolFeature.CONFIGURE_MEM_SLOTS)
+        with await advise(front_end):
+            await front_end.request(R.POSTCOPY_LISTEN)
+            front_end.listening = True
+            yield front_end
+
+
 @pytest.mark.proves("VU-POST-4")
 async def test_what_was_told_stays_until_it_is_acknowledged(destination: Victim) -> None:
     """A table that is taken away meanwhile would be used by the acknowledgement that comes after."""
-    async with await destination.connect() as front_end:
-        await front_end.negotiate(DRIVER_FEATURES, POSTCOPY | ProtocolFeature.CONFIGURE_MEM_SLOTS)
-        with memfd() as fd, await advise(front_end):
-            await front_end.request(R.POSTCOPY_LISTEN)
-            front_end.listening = True
+    async with listening(destination) as front_end:
+        with memfd() as fd:
             told = [SingleRegion(region(at, PAGE, USERSPACE_BASE + at)) for at in (0, 1 << 32)]
             await front_end.request(R.ADD_MEM_REG, told[0], [fd])
             await unanswered(front_end, Frame(R.ADD_MEM_REG, VERSION, bytes(8)))
@@ -185,11 +193,8 @@ async def test_what_was_told_stays_until_it_is_acknowledged(destination: Victim)
 
 @pytest.mark.proves("VU-POST-4")
 async def test_a_ring_that_cannot_run_in_acknowledged_memory_harms_nobody(destination: Victim) -> None:
-    async with await destination.connect() as front_end:
-        await front_end.negotiate(DRIVER_FEATURES, POSTCOPY | ProtocolFeature.CONFIGURE_MEM_SLOTS)
-        with memfd() as fd, await advise(front_end):
-            await front_end.request(R.POSTCOPY_LISTEN)
-            front_end.listening = True
+    async with listening(destination) as front_end:
+        with memfd() as fd:
             await front_end.request(R.SET_VRING_NUM, VringState(0, 64))
             one = VringAddr(0, 0, USERSPACE_BASE, USERSPACE_BASE, USERSPACE_BASE, 0)  # all of it at one place
             await front_end.request(R.SET_VRING_ADDR, one)
