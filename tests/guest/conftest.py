@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -71,15 +72,30 @@ def bench(image: GuestImage) -> Iterator[Bench]:
 
 
 @pytest.fixture(autouse=True)
-def requests_are_served(request: pytest.FixtureRequest) -> Iterator[None]:
-    """See that the back-end got the requests of the test's mark `sends`, now or before, and refused none of them."""
-    yield
+def requests_are_served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """See that a back-end got what the test's mark `sends` names, now or before, and refused none of it.
+
+    That is the back-end of a fixture, or else any that the test itself had; it has to log every message.
+    """
     if (mark := request.node.get_closest_marker("sends")) is None:
+        yield
         return
+    logs: list[str] = []
+    close = Backend.close
+
+    def close_and_remember(backend: Backend) -> dict[str, Any]:
+        logs.append(backend.program.output)
+        return close(backend)
+
+    monkeypatch.setattr(Backend, "close", close_and_remember)
+    yield
     found = [request.getfixturevalue(name) for name in ("machine", "bench", "backend") if name in request.fixturenames]
-    backend = found[0] if isinstance(found[0], Backend) else found[0].backend
-    log = backend.program.log.read_text(errors="replace")
+    if found:
+        logs.append((found[0] if isinstance(found[0], Backend) else found[0].backend).program.output)
+    log = "\n".join(logs)
     came, not_served = (set(re.findall(rf"{sign} (\w+)", log)) for sign in ("(?m)^[^<>]*>", "refused:"))
-    _, *requests = mark.args
-    assert not set(requests) - came, f"not sent: {set(requests) - came}"
-    assert not set(requests) & not_served
+    if re.search("(?m)^[^<>]*> .* need_reply", log):
+        came.add("REPLY_ACK")
+    _, *names = mark.args
+    assert not set(names) - came, f"not there: {set(names) - came}"
+    assert not set(names) & not_served

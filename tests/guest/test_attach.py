@@ -68,6 +68,18 @@ def test_back_end_connects_to_a_listening_front_end(image: GuestImage) -> None:
         serve(netns, backend, guest)
 
 
+@pytest.mark.sends("QEMU", "NET_SET_MTU")
+def test_the_mtu_that_the_front_end_chose_reaches_the_tap_and_the_guest(image: GuestImage) -> None:
+    with (
+        Netns() as netns,
+        Backend(netns, options=["-vv", "--mtu=1500"]) as backend,
+        Qemu(image, [VhostUserNic(backend.socket, options="host_mtu=1300")]) as guest,
+    ):
+        serve(netns, backend, guest)
+        assert "mtu 1300 " in netns.run("ip", "link", "show", "dev", "tap0")
+        assert guest.run("cat /sys/class/net/eth0/mtu").strip() == "1300"
+
+
 def test_inherited_listening_socket(image: GuestImage, tmp_path: Path) -> None:
     path = tmp_path / "listening.sock"
     with socket.socket(socket.AF_UNIX) as listener:

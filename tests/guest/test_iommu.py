@@ -13,11 +13,14 @@ from tests.rig.traffic import Flow, Host, round_trips
 
 pytestmark = pytest.mark.guest
 
+OPTIONS = ["-vv", "--features", "+ACCESS_PLATFORM"]
 
+
+@pytest.mark.sends("QEMU", "IOTLB_MSG")
 @pytest.mark.proves("VU-IOTLB-1", "VU-IOTLB-3", "VU-IOTLB-7", "VU-IOTLB-10", "VU-IOTLB-14")
 def test_checked_traffic_behind_an_iommu(image: GuestImage) -> None:
     """The guest invalidates all translations every ten milliseconds, so rings and buffers are missed all the time."""
-    with Netns() as netns, acceptance.serving_back_end(netns, options=["--features", "+ACCESS_PLATFORM"]) as backend:
+    with Netns() as netns, acceptance.serving_back_end(netns, options=OPTIONS) as backend:
         # a large ring, whose pages the guest takes from anywhere, and one in a few
         nic = VhostUserNic(backend.socket, iommu=True, options="rx_queue_size=1024,tx_queue_size=256")
         with Qemu(image, [nic], kernel_words="intel_iommu=on") as guest:

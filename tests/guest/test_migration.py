@@ -38,14 +38,16 @@ def test_there_and_back_under_traffic(image: GuestImage, plan: Plan) -> None:
         assert trip["to the guest"]["lost"] < trip["to the guest"]["sent"], trip
 
 
+@pytest.mark.sends("QEMU", "POSTCOPY_ADVISE", "POSTCOPY_LISTEN", "POSTCOPY_END")
 def test_the_guest_goes_first_and_its_memory_follows(image: GuestImage) -> None:
-    (trip,) = trips(image, ours, memory_last(Plan(packed=True, rate=400)), 1)
+    (trip,) = trips(image, ours, memory_last(Plan(packed=True, rate=400, options=("-vv",))), 1)
     assert trip["to the host"]["lost"] == 0, trip
 
 
+@pytest.mark.sends("QEMU", "SET_LOG_BASE", "GET_VRING_BASE", "SEND_RARP")
 @pytest.mark.proves("VIO-NET-18")
 def test_a_guest_that_cannot_announce_itself_is_announced(image: GuestImage) -> None:
-    plan = Plan(card=("guest_announce=off",))
+    plan = Plan(card=("guest_announce=off",), options=("-vv",))
     with two_places(ours, plan) as (netns, places), Traveller(image, netns, places, plan) as traveller:
         for tap in reversed(TAPS):
             with reverse_arps(netns) as packets:

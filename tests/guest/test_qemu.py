@@ -32,6 +32,7 @@ def machine(bench: Bench, image: GuestImage) -> Iterator[Machine]:
     "GET_PROTOCOL_FEATURES",
     "SET_PROTOCOL_FEATURES",
     "SET_OWNER",
+    "REPLY_ACK",
     "SET_BACKEND_REQ_FD",
     "GET_MAX_MEM_SLOTS",
     "ADD_MEM_REG",

@@ -37,6 +37,7 @@ def test_its_rings_are_packed(machine: Machine) -> None:
     "GET_PROTOCOL_FEATURES",
     "SET_PROTOCOL_FEATURES",
     "SET_OWNER",
+    "REPLY_ACK",
     "SET_BACKEND_REQ_FD",
     "SET_MEM_TABLE",
     "SET_VRING_NUM",
