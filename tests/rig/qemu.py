@@ -115,7 +115,7 @@ class Qemu(Closing):
         image: GuestImage,
         devices: Sequence[VhostUserNic | VhostUserRng | TapNic],
         *,
-        memory: int = 256,
+        memory: float = 256,
         processors: int = 1,
         dimm_slots: int = 0,
         netns: Netns | None = None,
