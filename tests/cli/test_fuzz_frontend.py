@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from click.testing import CliRunner
 
 from tests.fuzz.front_ends import GULLIBLE
 from vhostuser.cli.commands import main
+from vhostuser.fuzz.campaign import Campaign
+from vhostuser.fuzz.establish import Found
+from vhostuser.fuzz.verdict import Finding, Trouble
 
 
 def run(*words: str) -> tuple[int, str]:
@@ -57,6 +61,28 @@ def test_its_help_has_an_example() -> None:
     code, output = run("--help")
     assert code == 0
     assert "Example: vhostuser fuzz-frontend" in output
+
+
+@pytest.mark.parametrize(
+    ("trouble", "confirmed", "status", "title"),
+    [
+        (Trouble.HANG, 0, 0, "Met, but not shown again"),
+        (Trouble.HANG, 1, 1, "Findings"),
+        (Trouble.CRASH, 0, 1, "Findings"),
+    ],
+)
+def test_what_was_met_and_not_shown_again_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trouble: Trouble, confirmed: int, status: int, title: str
+) -> None:
+    async def run_a_little(campaign: Campaign) -> None:
+        campaign.progress.found["it"] = Found(Finding(trouble, "after SET_OWNER"), (), confirmed)
+
+    monkeypatch.setattr(Campaign, "run", run_a_little)
+    code, output = run("--spawn", "false {socket}", "--findings", str(tmp_path))
+    assert code == status
+    assert output.count("after SET_OWNER") == 1
+    assert re.search(rf"{title}.*after SET_OWNER", output, re.DOTALL), output
+    assert ("nothing was found" in output) == (status == 0)
 
 
 @pytest.mark.parametrize("tool", ["fuzz", "fuzz-frontend"])

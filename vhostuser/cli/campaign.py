@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from vhostuser.errors import VhostUserError, first_of
 from vhostuser.fuzz.aim import Aim
 from vhostuser.fuzz.campaign import Campaign, Settings
 from vhostuser.fuzz.campaign import Progress as Come
-from vhostuser.fuzz.establish import CONFIRMATIONS
+from vhostuser.fuzz.establish import CONFIRMATIONS, Found
 from vhostuser.fuzz.report import messages_of, ordered, report
 
 _FOUND = 1  # exit status
@@ -87,8 +87,8 @@ def campaign_options(command: Command) -> Command:
 def run_campaign(aim: Aim[Any], settings: Settings, json_file: Path | None) -> None:
     """Fuzz, show how it goes and what was found, and end the program.
 
-    Status 0: nothing was found; 1: something was; 128 and the number of the signal that ended it. What was done so far
-    is shown in any case.
+    Status 0: nothing was found, but for what did not show again; 1: something was; 128 and the number of the signal
+    that ended it. What was done so far is shown in any case.
 
     Args:
         aim: What is fuzzed.
@@ -124,7 +124,7 @@ def run_campaign(aim: Aim[Any], settings: Settings, json_file: Path | None) -> N
         raise failure
     if came is not None:
         end_by(came)
-    raise SystemExit(_FOUND if campaign.progress.found else 0)
+    raise SystemExit(_FOUND if any(found.certain for found in campaign.progress.found.values()) else 0)
 
 
 def _console() -> Console:
@@ -171,7 +171,7 @@ def _line(come: Come, seconds: float) -> str:
     rate = come.conversations / max(seconds, 1e-3)
     return (
         f"{come.conversations} conversations ({rate:.0f}/s), {come.messages} entries, {come.targets} {come.plural}, "
-        f"{come.corpus} kept, {len(come.found)} found"
+        f"{come.corpus} kept, {sum(found.certain for found in come.found.values())} found"
     )
 
 
@@ -183,16 +183,19 @@ def _show(console: Console, progress: Come, seconds: float) -> None:
     console.print(_reached(progress))
     if missing := progress.reached.unvisited():
         console.print(f"not reached: {len(missing)} of the places above", highlight=False)
-    if not progress.found:
+    met = ordered(progress)
+    if found := [one for one in met if one.certain]:
+        console.print(_table("Findings", found))
+    else:
         console.print("nothing was found")
-        return
-    console.print(_found(progress))
+    if suspicions := [one for one in met if not one.certain]:
+        console.print(_table("Met, but not shown again", suspicions))
 
 
-def _found(progress: Come) -> Table:
-    table = Table("kind", "signature", "messages", "confirmed", "seen", "after", title="Findings")
+def _table(title: str, some: Iterable[Found]) -> Table:
+    table = Table("kind", "signature", "messages", "confirmed", "seen", "after", title=title)
     table.add_column("transcript", overflow="fold")
-    for found in ordered(progress):
+    for found in some:
         table.add_row(
             found.finding.trouble.value,
             Text(found.finding.signature),  # what is in brackets is no markup

@@ -19,7 +19,7 @@ from vhostuser.errors import VhostUserError
 from vhostuser.fuzz.aim import Aim, Subject
 from vhostuser.fuzz.memory import MemoryWatch
 from vhostuser.fuzz.minimise import minimise
-from vhostuser.fuzz.verdict import FATAL, Finding, Trouble
+from vhostuser.fuzz.verdict import DEADLY, FATAL, Finding, Trouble
 from vhostuser.peer.footprint import Footprint
 from vhostuser.transcript.entries import Closed, Entry
 
@@ -54,6 +54,11 @@ class Found:
     seconds: float = 0.0
     path: Path | None = None
     busy: bool = False
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is more than a suspicion: it showed again, or the target died. Else time may have been short."""
+        return self.confirmed > 0 or self.finding.trouble in DEADLY
 
 
 async def establish(found: Found, aim: Aim[Any], patience: float, before: Sequence[tuple[Entry, ...]]) -> None:

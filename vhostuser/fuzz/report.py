@@ -51,6 +51,7 @@ def _finding(found: Found) -> dict[str, Any]:
         "detail": found.finding.detail,
         "messages": messages_of(found),
         "confirmed": f"{found.confirmed} of {CONFIRMATIONS}",
+        "certain": found.certain,
         "seen": found.seen,
         "after seconds": round(found.seconds, 1),
         "transcript": str(found.path) if found.path else None,

@@ -39,7 +39,10 @@ class Trouble(Enum):
     ACCEPTED = "accepted against a rule"
 
 
-FATAL = frozenset({Trouble.CRASH, Trouble.EXIT, Trouble.HANG, Trouble.STARVED})
+DEADLY = frozenset({Trouble.CRASH, Trouble.EXIT})
+"""These end a target's program."""
+
+FATAL = DEADLY | {Trouble.HANG, Trouble.STARVED}
 """After these a target is of no use any more."""
 
 
