@@ -24,6 +24,7 @@ TOLD = [
     Descriptor("pipe", Kind.PIPE_READ),
     Descriptor("pipe", Kind.PIPE_WRITE),
     Descriptor("null", Kind.FILE, path="/dev/null"),
+    Descriptor("zero", Kind.FILE, path="/dev/zero", writable=True),
     Descriptor("root", Kind.FILE, path="/"),
 ]
 
@@ -60,6 +61,13 @@ def test_a_file_that_a_stranger_names_is_not_opened() -> None:
     with Props() as props:
         fd = props.of(Descriptor("secret", Kind.FILE, path="/etc/shadow"))
         assert os.readlink(f"/proc/self/fd/{fd}") == "/dev/null"
+
+
+@pytest.mark.parametrize("path", ["/", "/proc/self/status"])
+def test_what_a_stranger_calls_writable_is_opened_for_reading(path: str) -> None:
+    with Props() as props:
+        fd = props.of(Descriptor("file", Kind.FILE, path=path, writable=True))
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 def test_memory_that_a_stranger_names_takes_no_space() -> None:

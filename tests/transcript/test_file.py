@@ -39,6 +39,7 @@ descriptors = st.builds(
     block=st.sampled_from((0, 2 << 20)),
     blocking=st.booleans(),
     full=st.booleans(),
+    writable=st.booleans(),
     path=st.sampled_from(("", "/dev/null")),
 )
 entries: st.SearchStrategy[Entry] = st.one_of(

@@ -23,7 +23,8 @@ _FULL = (1 << 64) - 2  # one more has to wait
 _KEPT_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _ONE = (1).to_bytes(8, sys.byteorder)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_HARMLESS = ("/dev/null", "/dev/zero", "/dev/full", "/", "/proc/self/status")
+_HARMLESS_DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
+_HARMLESS = (*_HARMLESS_DEVICES, "/", "/proc/self/status")
 
 
 def describe(fd: int, name: str) -> Descriptor:
@@ -40,8 +41,12 @@ def describe(fd: int, name: str) -> Descriptor:
         writes = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
         return Descriptor(name, Kind.PIPE_WRITE if writes else Kind.PIPE_READ)
     if stat.S_ISCHR(status.st_mode) or stat.S_ISDIR(status.st_mode):
-        return Descriptor(name, Kind.FILE, path=target)
+        return Descriptor(name, Kind.FILE, path=target, writable=_writable(fd))
     return Descriptor(name, Kind.OTHER)
+
+
+def _writable(fd: int) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
 
 
 def _count(fd: int) -> int:
@@ -70,7 +75,7 @@ def _of_file(fd: int, name: str, status: os.stat_result, target: str) -> Descrip
     seals = 0
     with suppress(OSError):  # a file of a filesystem that has none
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    memory = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    memory = _writable(fd)
     block = status.st_blksize if status.st_blksize != _PAGE else 0
     return Descriptor(
         name,
@@ -138,7 +143,7 @@ class Props(Closing):
                 reading, writing = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
                 ours, theirs = (writing, reading) if told.kind is Kind.PIPE_READ else (reading, writing)
             case Kind.FILE:
-                return OwnedFd(os.open(told.path if _harmless(told.path) else "/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+                return _file(told)
         self._others[told.name] = ours
         return theirs
 
@@ -150,9 +155,11 @@ class Props(Closing):
         self._others.clear()
 
 
-def _harmless(path: str) -> bool:
-    """Whether a path out of a transcript may be opened: a stranger wrote it."""
-    return path in _HARMLESS
+def _file(told: Descriptor) -> OwnedFd:
+    """A file that may be opened although a stranger wrote its path, or /dev/null in its place."""
+    path = told.path if told.path in _HARMLESS else "/dev/null"
+    mode = os.O_RDWR if told.writable and path in _HARMLESS_DEVICES else os.O_RDONLY
+    return OwnedFd(os.open(path, mode | os.O_CLOEXEC))
 
 
 def _memory(told: Descriptor) -> OwnedFd:

@@ -43,6 +43,7 @@ class Descriptor:
         blocking: Whether reads of an eventfd wait.
         full: Whether an eventfd has counted as far as it can.
         path: Of a file that anybody can open.
+        writable: Whether such a file is open for writing, too: who maps memory may need that.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Descriptor:
     blocking: bool = False
     full: bool = False
     path: str = ""
+    writable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from vhostuser.wire.requests import Direction, spec_of
 
 FORMAT = "vhost-user transcript 2"
 _FORMATS = ("vhost-user transcript 1", FORMAT)
-_DESCRIPTOR_WORDS = ("size", "seals", "block", "blocking", "full", "path")
+_DESCRIPTOR_WORDS = ("size", "seals", "block", "blocking", "full", "path", "writable")
 _WORD = 2**32 - 1
 _LONG = 2**64 - 1
 _ABSENT: Any = object()
@@ -187,6 +187,7 @@ def _descriptor(told: Any, name: str) -> Descriptor:
         blocking=_value(told, "blocking", bool, "true or false", False),
         full=_value(told, "full", bool, "true or false", False),
         path=_text(told, "path", ""),
+        writable=_value(told, "writable", bool, "true or false", False),
     )
 
 
