@@ -65,6 +65,13 @@ GROUPS: dict[str, tuple[str, list[Fault]]] = {
                 "a table of 15 bytes",
             ),
             Fault(
+                "log.a_used_ring_is_logged_page_by_page",
+                SPLIT,
+                "            self.log_entries(count)\n",
+                "",
+                "page 0x80001000 is not in the log",
+            ),
+            Fault(
                 "chains.a_table_longer_than_its_ring",
                 SPLIT,
                 "entries = left = length >> 4",

@@ -32,13 +32,16 @@ _FULL = 0xFFFFFFFFFFFFFFFE
 _PROTOCOL = P.LOG_SHMFD | P.REPLY_ACK | P.MQ
 
 
-async def _logging(probe: Probe, virtio: int = 0, *, on: bool = True) -> tuple[Driver, DirtyBitmap]:
-    """A driver whose rings run in the second memory region, and lie in the log as buffers in the first one do."""
+async def _logging(probe: Probe, virtio: int = 0, *, on: bool = True, size: int = 64) -> tuple[Driver, DirtyBitmap]:
+    """A driver whose rings run in the second memory region, and lie in the log as buffers in the first one do.
+
+    `size` is that of the ring for work.
+    """
     driver = await probe.driver(virtio, _PROTOCOL, start=False, layout=_LAYOUT, seals=0)
     log = probe.dirty_log(driver.memory.top)
     for index in range(probe.device.rings):
         driver.memory.alloc(PAGE, PAGE, 1)  # so that no two rings share a page
-        ring = driver.make_ring(index, region=1)
+        ring = driver.make_ring(index, size if index == probe.device.ring else 64, region=1)
         driver.post(ring)
         await driver.start(ring, log=ring.used_addr)
     await _set_log(driver, log)
@@ -169,6 +172,22 @@ async def a_used_ring_is_logged_where_it_was_told(probe: Probe) -> None:
         raise Violation(f"the used ring is to be logged at {_GAP:#x}; logged: {_shown(logged)}")
     if logged & _own_area(ring):
         raise Violation(f"the used ring is to be logged at {_GAP:#x}, and its own page is in the log")
+
+
+@checks("VU-LOG-1", "VU-LOG-5", needs=_NEEDS)
+async def a_used_ring_is_logged_page_by_page(probe: Probe) -> None:
+    driver, log = await _logging(probe, size=1024)
+    await driver.connection.accepted(R.SET_VRING_ADDR, driver.vring_addr(driver.work, _GAP))
+    log.take()
+    for _ in range(6):  # flags and idx take 4 bytes, an element 8: the second page begins in the 512th one
+        await driver.served(100)
+    await driver.stop(driver.work)
+    logged = log.take()
+    for page in (_GAP, _GAP + PAGE):
+        if page not in logged:
+            raise Violation(
+                f"600 elements of a used ring at {_GAP:#x} were written, and page {page:#x} is not in the log"
+            )
 
 
 @checks("VU-LOG-6", needs=_NEEDS)
