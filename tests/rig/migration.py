@@ -224,7 +224,7 @@ def against_dpdk(image: GuestImage, round_trips: int, packed: bool, pairs: int) 
 
     Large packets go over ours alone, because testpmd would need other buffers for them, and so does post-copy, a
     quarter as often: with DPDK's back-end QEMU waits for pages for ever here. Where a guest does not arrive over
-    DPDK's, as happens with packed rings of four pairs, the trips before that are what is compared.
+    DPDK's, which is not the matter here, the trips before that are what is compared.
 
     Returns:
         Of each, what a trip took and what it lost.
